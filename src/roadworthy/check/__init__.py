@@ -1,0 +1,1 @@
+"""Proof: alignment, accuracy, benchmarks, inspection and the report."""

@@ -1,0 +1,1 @@
+"""Images and labels: reading data sets, turning an image into an input tensor, the embedded sample scenes."""

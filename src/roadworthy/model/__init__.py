@@ -1,0 +1,1 @@
+"""The ONNX graph, its encodings and its task contract."""

@@ -1,0 +1,1 @@
+"""Running a model: the runner protocol, the table of targets, and one file per runtime."""
