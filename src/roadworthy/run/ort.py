@@ -1,0 +1,77 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from numpy.typing import NDArray
+
+from roadworthy.errors import UnsupportedError
+
+
+def with_outputs(model: bytes, names: Sequence[str]) -> bytes:
+    """The same model with further values exposed as outputs. Raises KeyError for a name that no node produces."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model)
+    produced = {o for node in proto.graph.node for o in node.output}
+    present = {o.name for o in proto.graph.output}
+    for name in names:
+        if name in present:
+            continue
+        if name not in produced:
+            raise KeyError(name)
+        proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+        present.add(name)
+    return proto.SerializeToString()
+
+
+class OrtRunner:
+    """A session of ONNX Runtime; taps are read by exposing them as outputs of a second session, made once per set."""
+
+    def __init__(self, model: bytes, threads: int = 0, optimize: bool = True) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._options = options
+        self._model = model
+        self._session = self._load(model)
+        self.input_names = tuple(i.name for i in self._session.get_inputs())
+        self.output_names = tuple(o.name for o in self._session.get_outputs())
+        self._taps: dict[frozenset[str], object] = {}
+
+    def _load(self, model: bytes):  # type: ignore[no-untyped-def]
+        import onnxruntime
+
+        try:
+            return onnxruntime.InferenceSession(model, self._options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise UnsupportedError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+
+    def run(self, feeds: Mapping[str, NDArray], taps: Sequence[str] = ()) -> dict[str, NDArray]:
+        wanted = [t for t in taps if t not in feeds]
+        session = self._session
+        if wanted:
+            key = frozenset(wanted)
+            if key not in self._taps:
+                # One tapped session at a time: callers walk a graph with one set of taps, then with another.
+                self._taps = {key: self._load(with_outputs(self._model, sorted(key)))}
+            session = self._taps[key]
+        values = session.run(None, dict(feeds))
+        found = dict(zip((o.name for o in session.get_outputs()), values))
+        result = {name: found[name] for name in self.output_names}
+        result.update({t: feeds[t] if t in feeds else found[t] for t in taps})
+        return result
+
+
+def load(model: bytes, threads: int = 0) -> OrtRunner:
+    """Load a serialized ONNX model. Raises UnsupportedError where ONNX Runtime refuses it."""
+    return OrtRunner(model, threads)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
