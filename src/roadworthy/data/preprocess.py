@@ -1,7 +1,7 @@
 """From an image to an input tensor, and from input coordinates back to the image.
 
-    tensor = (image * scale - mean) / std          per channel, after resizing and colour order
-    image_xy = (input_xy - offset) / ratio         per axis, the way back for boxes
+tensor = (image * scale - mean) / std          per channel, after resizing and colour order
+image_xy = (input_xy - offset) / ratio         per axis, the way back for boxes
 """
 
 from __future__ import annotations
