@@ -86,6 +86,8 @@ def _sections(file: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, str], li
         raise InputError(f"{file} cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text; give a COCO annotation file") from error
+    except RecursionError as error:
+        raise InputError(f"{file} is nested too deeply; give a COCO annotation file") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{file} is not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
                          "it may be cut short, so fetch or write it again") from error  # fmt: skip
@@ -99,7 +101,7 @@ def _sections(file: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, str], li
             raise InputError(f"{file} has no list of {key}; give a COCO annotation file of boxes (instances)")
     images: dict[Any, dict[str, Any]] = {}
     for entry in content["images"]:
-        if "id" not in entry or not isinstance(entry.get("file_name"), str):
+        if not isinstance(entry.get("id"), int | str) or not isinstance(entry.get("file_name"), str):
             raise InputError(f"{file} has an image without id or file_name ({str(entry)[:60]}); add both")
         if entry["id"] in images:
             raise InputError(f"{file} has two images with id {entry['id']}; give each its own")
@@ -124,9 +126,9 @@ def _row(
     """(image id, (x1, y1, x2, y2, class, area, ignore))."""
     where = f"{file}: annotation {annotation.get('id', '(without id)')}"
     image, category, bbox = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-    if image not in images:
+    if not isinstance(image, int | str) or image not in images:
         raise InputError(f"{where} belongs to image {image}, which is not listed; add the image or drop the annotation")
-    if category not in index:
+    if not isinstance(category, int) or category not in index:
         raise InputError(f"{where} has category {category}, which is not listed; add it or drop the annotation")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
         raise InputError(f"{where} has bbox {bbox}; write [x, y, width, height] in pixels")

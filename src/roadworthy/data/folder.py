@@ -29,22 +29,23 @@ def read_csv(file: Path, class_names: Sequence[str] = ()) -> Parts:
     class_names: by class index, where known. Raises InputError naming the line at fault.
     """
     try:
-        rows = list(csv.reader(io.StringIO(read_text(file, "the label file")), strict=True))
+        reader = csv.reader(io.StringIO(read_text(file, "the label file")), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise InputError(f"{file} is not valid csv ({error}); write the lines `file,class_index`") from error
-    header = [name.strip().lower() for name in rows[0]] if rows else []
+    header = [name.strip().lower() for name in rows[0][1]] if rows else []
     for column in ("file", "class_index"):
         if column not in header:
             raise InputError(f"{file} has no column {column}; its first line must be `file,class_index`")
     at_file, at_index = header.index("file"), header.index("class_index")
     samples = []
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in rows[1:]:
         if not any(cell.strip() for cell in row):
             continue
         if len(row) <= max(at_file, at_index):
             raise InputError(f"{file} line {number} has {len(row)} columns; write `file,class_index`")
         name, text = row[at_file].strip(), row[at_index].strip()
-        if not text.isdecimal() or (class_names and int(text) >= len(class_names)):
+        if not text.isdecimal() or len(text) > 9 or (class_names and int(text) >= len(class_names)):
             allowed = f"from 0 to {len(class_names) - 1}" if class_names else "from 0 up"
             raise InputError(f"{file} line {number} has class_index {text!r}; use a whole number {allowed}")
         path = file.parent / name

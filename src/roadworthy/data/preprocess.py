@@ -173,7 +173,7 @@ class Preprocess:
             top, left = round((new_h - in_h) / 2), round((new_w - in_w) / 2)
             resized = cv2.resize(image, (new_w, new_h), interpolation=interpolation)
             canvas = np.ascontiguousarray(resized[top : top + in_h, left : left + in_w])
-            return canvas, Geometry((new_w / w, new_h / h), (-left, -top), (h, w))
+            return canvas, Geometry((new_w / w, new_h / h), (float(-left), float(-top)), (h, w))
         ratio = min(in_h / h, in_w / w)
         if self.anchor == "center":
             new_h, new_w = max(round(h * ratio), 1), max(round(w * ratio), 1)
@@ -187,7 +187,7 @@ class Preprocess:
             canvas = np.full((in_h, in_w, 3), self.pad_value, np.uint8)
             inside = canvas[top : top + new_h, left : left + new_w]
             cv2.resize(image, (new_w, new_h), dst=inside, interpolation=interpolation)  # straight into its place
-        return canvas, Geometry((new_w / w, new_h / h), (left, top), (h, w))
+        return canvas, Geometry((new_w / w, new_h / h), (float(left), float(top)), (h, w))
 
     def _tables(self) -> NDArray[np.float32]:
         return _tables(self.scale, self.mean, self.std)

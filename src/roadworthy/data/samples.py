@@ -142,13 +142,17 @@ class Samples(Sequence[Sample]):
 
     __slots__ = ("_content_id", "_items", "class_names", "kind")
 
+    kind: str
+    class_names: tuple[str, ...]
+    _items: tuple[Sample, ...]
+    _content_id: str | None
+
     def __init__(self, items: Iterable[Sample], kind: str = "images", class_names: Iterable[str] = ()) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}")
-        self._items = tuple(items)
-        self.kind = kind
-        self.class_names = tuple(class_names)
-        self._content_id: str | None = None
+        values = {"_items": tuple(items), "kind": kind, "class_names": tuple(class_names), "_content_id": None}
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
         seen: set[str] = set()
         for sample in self._items:
             if sample.name in seen:
@@ -156,6 +160,9 @@ class Samples(Sequence[Sample]):
             seen.add(sample.name)
             if (kind == "boxes" and not sample.has_truth) or (kind == "classes" and sample.label is None):
                 raise InputError(f"the image {sample.name} has no label; label it or take it out of the set")
+
+    def __setattr__(self, field: str, value: object) -> None:
+        raise AttributeError(f"Samples do not change; make new ones instead of setting {field!r}")
 
     def __len__(self) -> int:
         return len(self._items)
@@ -196,7 +203,8 @@ class Samples(Sequence[Sample]):
             for sample in sorted(self, key=lambda s: s.name):
                 name = sample.name.encode()
                 total.update(len(name).to_bytes(8, "little") + name + sample.digest())
-            self._content_id = total.hexdigest()
+            object.__setattr__(self, "_content_id", total.hexdigest())
+        assert self._content_id is not None
         return self._content_id
 
     def _with(self, items: Iterable[Sample]) -> Samples:

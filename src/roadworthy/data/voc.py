@@ -77,6 +77,8 @@ def _read_xml(root: Path, name: str, listed_in: Path | None) -> tuple[str, list[
         tree = ElementTree.parse(file).getroot()
     except ElementTree.ParseError as error:
         raise InputError(f"{file} is not valid XML (line {error.position[0]}); correct it or take it out") from error
+    except (LookupError, ValueError) as error:  # an encoding that the parser does not know
+        raise InputError(f"{file} is not valid XML ({error}); save it as UTF-8") from error
     except OSError as error:
         who = f"{listed_in} lists {name}, but {file}" if listed_in else str(file)
         raise InputError(f"{who} cannot be read ({error.strerror}); restore it or take it out") from error

@@ -101,11 +101,9 @@ def _row(values: list[float], where: str, num_classes: int, boxes_only: bool) ->
             f"from 0 to {num_classes - 1}, or add the name"
         )
     numbers = values[1:] if polygon else values[1:5]
-    for value in numbers:
+    for at, value in enumerate(numbers):
         if not -ROUNDING <= value <= 1 + ROUNDING:
-            what = (
-                "a negative width or height" if value in numbers[2:4] and value < 0 and not polygon else "a coordinate"
-            )
+            what = "a negative width or height" if at >= 2 and value < 0 and not polygon else "a coordinate"
             raise InputError(f"{where} has {what} of {value:g}; write fractions of the image from 0 to 1")
     if polygon:
         xs, ys = numbers[0::2], numbers[1::2]
@@ -153,7 +151,7 @@ def _class_names(config: dict[str, Any], file: Path) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise InputError(f"{file} has names that are neither a list nor a map; list the class names")
     declared = config.get("nc", len(names))
-    if declared != len(names):
+    if str(declared) != str(len(names)):
         raise InputError(f"{file} says nc: {declared} but lists {len(names)} names; make them agree")
     return tuple(str(name) for name in names)
 
@@ -193,6 +191,8 @@ def _read_part(
     if all(text is None for text in texts):
         notes.append(f"No image under {key} has labels.")
         return Samples((Sample(relative(image, root), image) for image in images), "images", names)
+    if bare := texts.count(None):
+        notes.append(f"{bare} of the {len(images)} images under {key} have no label file and count as empty.")
     samples, outside = [], 0
     for image, text in zip(images, texts):
         rows = parse_labels(text or "", label_path(image), len(names), boxes_only)
