@@ -124,6 +124,13 @@ def test_more_than_a_hundred_detections_of_a_class(tmp_path: Path) -> None:
     assert abs(evaluate_detections(truths, found, CLASSES, 0.3).map - expected) < 1e-9  # type: ignore[operator]
 
 
+def test_of_two_labels_with_equal_iou_the_later_is_taken(tmp_path: Path) -> None:
+    truth = Truth.of(np.array([[0, 0, 10, 10], [2, 0, 12, 10]]), np.zeros(2))
+    found = Detections(np.array([[1, 0, 11, 10], [0, 0, 10, 10]]), np.array([0.9, 0.8]), np.zeros(2))
+    expected = coco_stats(tmp_path, [truth], [found]).stats[0] * 100
+    assert abs(map_only([truth], [found], CLASSES) - expected) < 1e-9
+
+
 def test_recall_and_precision_by_hand() -> None:
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]])
     truth = Truth.of(boxes, np.array([0, 0, 1, 1]), ignore=np.array([False, False, False, True]))
