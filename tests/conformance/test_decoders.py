@@ -253,11 +253,10 @@ def test_a_wrong_shape_is_named(name: str) -> None:
     assert str(shape) in str(caught.value) and spec.kind in str(caught.value) and "expected" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", CASES)
+# after NMS classes come as numbers, so that their count does not show in a shape
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("ssd-after")])
 def test_a_wrong_number_of_classes_is_refused(name: str) -> None:
     outputs, spec, _, _ = CASES[name](np.random.default_rng(11))
-    if name.startswith("ssd-after"):
-        pytest.skip("classes come as numbers there, so their count does not show in a shape")
     with pytest.raises(InputError, match="expected"):
         decode(outputs, replace(spec, num_classes=CLASSES + 2))
 
@@ -275,7 +274,7 @@ def test_strides_that_do_not_fit_are_refused(name: str) -> None:
 def test_nan_is_named(name: str) -> None:
     outputs, spec, _, _ = CASES[name](np.random.default_rng(13))
     outputs["output"] = np.array(outputs.pop(next(iter(outputs))))
-    outputs["output"].reshape(-1)[0] = np.nan
+    outputs["output"].flat[0] = np.nan
     with pytest.raises(InputError, match=r"'output' holds NaN"):
         decode(outputs, replace(spec, outputs=()))
 

@@ -9,9 +9,7 @@ from roadworthy.detect.nms import BLOCK, nms
 from roadworthy.errors import InputError
 
 
-def reference(
-    boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray | None, threshold: float, limit: int | None
-) -> list[int]:
+def reference(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray | None, threshold: float) -> list[int]:
     """Greedy NMS one pair at a time, in Python floats."""
     kept: list[int] = []
     for i in sorted(range(len(scores)), key=lambda k: -scores[k]):
@@ -24,7 +22,7 @@ def reference(
                 break
         else:
             kept.append(i)
-    return kept if limit is None else kept[:limit]
+    return kept
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 37, BLOCK, BLOCK + 1, 2 * BLOCK + 50])
@@ -39,9 +37,9 @@ def test_equals_the_reference(count: int, aware: bool, whole: bool) -> None:
         boxes, scores = np.round(boxes / 10) * 10, np.round(scores * 8) / 8
     classes = rng.integers(0, 3, count) if aware else None
     for threshold in (0.0, 0.3, 0.5, 0.65, 1.0):
-        for limit in (None, 5):
-            expected = reference(boxes, scores, classes, threshold, limit)
-            assert nms(boxes, scores, classes, threshold, limit).tolist() == expected
+        expected = reference(boxes, scores, classes, threshold)
+        for limit in (None, 5, 0):
+            assert nms(boxes, scores, classes, threshold, limit).tolist() == expected[:limit]
 
 
 def test_at_the_threshold_a_box_stays() -> None:
@@ -56,7 +54,7 @@ def test_a_dropped_box_drops_nothing() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(InputError, match="outside 0..1"):
+    with pytest.raises(InputError, match="is outside"):
         nms(np.zeros((1, 4)), np.zeros(1), None, 65)
     with pytest.raises(InputError, match="2 boxes and 1 scores"):
         nms(np.zeros((2, 4)), np.zeros(1))
