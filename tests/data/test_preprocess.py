@@ -26,6 +26,7 @@ def test_yolox_letterbox_pixel_for_pixel():
     assert tensor.dtype == np.float32 and tensor.shape == (1, 3, 416, 416) and tensor.flags.c_contiguous
     np.testing.assert_array_equal(tensor[0], expected.transpose(2, 0, 1))
     assert geometry.offset_xy == (0.0, 0.0) and geometry.image_hw == (333, 500)
+    assert geometry.ratio_xy == (416 / 500, 277 / 333)  # what the resize did: 333 * 0.832 = 277.06 became 277
 
 
 @pytest.mark.parametrize("hw", [(333, 500), (500, 333), (481, 640), (100, 100), (1, 700)])

@@ -212,13 +212,13 @@ def test_prefetch_passes_errors_on_in_their_place():
 def test_prefetch_stops_on_early_exit():
     done: list[int] = []
     before = threading.active_count()
-    results = prefetch(range(1000), lambda i: (time.sleep(0.001), done.append(i)), depth=4)
+    results = prefetch(range(1000), lambda i: (time.sleep(0.03), done.append(i)), depth=4)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
     finished = len(done)
-    time.sleep(0.02)
-    assert len(done) == finished <= 6
+    time.sleep(0.05)
+    assert len(done) == finished <= 3  # the one handed out, the one in work, and one more if this thread was slow
 
 
 def test_importing_the_package_loads_nothing_heavy():
