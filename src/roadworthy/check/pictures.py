@@ -27,7 +27,8 @@ Color = tuple[int, int, int]
 
 LOST: Color = (36, 28, 210)
 NEW: Color = (0, 140, 255)
-MAX_SIDE = 640  # pixels of one panel
+MAX_SIDE = 640  # pixels of one panel across
+MAX_HEIGHT = 480
 MIN_SIDE = 320  # smaller images are enlarged, else labels do not fit
 QUALITIES = (80, 70, 60, 50, 40)
 MATCH_IOU = 0.5
@@ -239,9 +240,10 @@ def _change(kind: str, of: Detections, i: int, hidden: Detections, names: Sequen
 
 
 def _render(picture: Picture, max_side: int) -> tuple[Image, Image]:
-    longest = max(picture.image_bgr.shape[:2])
-    scale = min(max_side, max(longest, min(MIN_SIDE, max_side))) / longest
-    height, width = (max(1, round(side * scale)) for side in picture.image_bgr.shape[:2])
+    tall, wide = picture.image_bgr.shape[:2]
+    most = min(max_side / wide, MAX_HEIGHT / tall)
+    scale = min(most, max(1.0, MIN_SIDE / max(tall, wide)))
+    height, width = max(1, round(tall * scale)), max(1, round(wide * scale))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     image = cv2.resize(picture.image_bgr, (width, height), interpolation=interpolation).astype(np.uint8)
     if not picture.is_detection:
@@ -286,8 +288,8 @@ def _outline(image: Image, corners: NDArray, color: Color, thickness: int, dashe
         return
     for (ax, ay), (bx, by) in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
         length = max(abs(bx - ax), abs(by - ay))
-        for start in range(0, max(length, 1), 12):
-            f, g = start / max(length, 1), min(start + 7, length) / max(length, 1)
+        for start in range(0, max(length, 1), 15):  # 8 on, 7 off; the pen widens each end by half its width
+            f, g = start / max(length, 1), min(start + 8, length) / max(length, 1)
             a, b = (
                 (round(ax + (bx - ax) * f), round(ay + (by - ay) * f)),
                 (round(ax + (bx - ax) * g), round(ay + (by - ay) * g)),

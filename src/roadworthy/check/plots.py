@@ -73,7 +73,7 @@ def bars(rows: Sequence[Bar], *, title: str, axis: str, limit: float | None = No
     left = _label_width([r.label for r in rows])
     behind = 10 + GLYPH * max((len(r.text) for r in rows), default=0)
     plot = WIDTH - left - max(behind, 40.0)
-    top, height = 26, 26 + ROW * len(rows) + 40
+    top = 6 if limit is None else 26
 
     def x(value: float) -> float:
         return left + (value - marks[0]) / (marks[-1] - marks[0]) * plot
@@ -98,7 +98,7 @@ def bars(rows: Sequence[Bar], *, title: str, axis: str, limit: float | None = No
         out.append(
             _text(x(limit), top - 9, f"{limit_text} {number(limit)}", "end" if near_end else "middle", TONES["bad"])
         )
-    return _svg(title, height, out)
+    return _svg(title, bottom + 40, out)
 
 
 def stacked(
@@ -109,6 +109,7 @@ def stacked(
     totals = {name: sum(row.values()) / scale for name, row in rows.items()}
     if not parts or max(totals.values()) <= 0:
         return ""
+    paints = _paints(parts)
     left = _label_width(list(rows))
     marks = ticks(0, max(totals.values()))
     plot = WIDTH - left - 80
@@ -130,7 +131,7 @@ def stacked(
             share = f"{value / totals[name] * 100:.1f} %" if totals[name] else ""
             out.append(
                 f"<g>{_hover(f'{name}, {part}: {text} ({share})')}"
-                f"{_rect(x(start), y + 7, wide - 1, thick - 14, PARTS[parts.index(part) % len(PARTS)])}"
+                f"{_rect(x(start), y + 7, wide - 1, thick - 14, paints[part])}"
                 + (
                     _text(x(start) + wide / 2, y + 25, text, "middle", "var(--on-fill, #fff)")
                     if wide > GLYPH * len(text) + 8
@@ -140,7 +141,7 @@ def stacked(
             )
             start += value
         out.append(_text(x(start) + 6, y + 25, f"{number(totals[name])} {unit}".strip(), "start", INK, bold=True))
-    legend, height = _legend([(part, PARTS[i % len(PARTS)]) for i, part in enumerate(parts)], bottom + 58)
+    legend, height = _legend(list(paints.items()), bottom + 58)
     return _svg(title, height, [*out, legend])
 
 
@@ -180,8 +181,9 @@ def lines(
             if p.y is not None:
                 path.append(f"{'M' if pen_up else 'L'}{x(p.x):.1f} {y(p.y):.1f}")
             pen_up = p.y is None
-        dash = ' stroke-dasharray="5 3"' if list(shown).index(name) else ""  # told apart without colour, too
-        out.append(f'<path d="{" ".join(path)}" fill="none" stroke="{paint}" stroke-width="1.5"{dash}/>')
+        later = list(shown).index(name) > 0
+        style = 'stroke-width="1" stroke-dasharray="4 3" opacity="0.6"' if later else 'stroke-width="1.5"'
+        out.append(f'<path d="{" ".join(path)}" fill="none" stroke="{paint}" {style}/>')
         for p in points:
             if p.y is not None:
                 radius, fill = (4.0, TONES[p.tone]) if p.tone else (2.6, paint)
@@ -273,6 +275,13 @@ def _vertical_grid(marks: Sequence[float], x: Callable[[float], float], top: flo
     return "".join(
         _line(x(m), top, x(m), bottom, GRID) + _text(x(m), bottom + 16, number(m), "middle", MUTED) for m in marks
     )
+
+
+def _paints(parts: Sequence[str]) -> dict[str, str]:
+    """A paint per part: int8 and float as everywhere on the page, the rest in turn."""
+    rest = iter(PARTS[2:] * len(parts))
+    words = {"int8": PARTS[0], "float": PARTS[1]}
+    return {part: next((paint for word, paint in words.items() if word in part), "") or next(rest) for part in parts}
 
 
 def _legend(entries: Sequence[tuple[str, str]], y: float) -> tuple[str, float]:

@@ -104,7 +104,7 @@ def _span(interval: Sequence[float | None] | None, places: int = 2) -> str | Non
 def _table(columns: Iterable[Column], rows: Sequence[Any], sort: str = "", descending: bool = False) -> Table | None:
     """Rows to cells; columns without any value are left out, and no table is made of no rows. None sorts last."""
     used = [c for c in columns if any(c.value(r) not in (None, "", []) for r in rows)]
-    by = next((c for c in used if c.title == sort), None)
+    by = next((c for c in used if sort and c.title == sort), None)
     if by:
         known = [r for r in rows if by.value(r) is not None]
         rows = sorted(known, key=by.value, reverse=descending) + [r for r in rows if by.value(r) is None]
@@ -154,7 +154,7 @@ CANDIDATES = (
     Column("candidate", lambda r: r.name, kind="text"),
     Column("variant", lambda r: r.variant, kind="text"),
     Column(
-        "",
+        "choice",
         lambda r: "chosen" if r.chosen else "rejected",
         kind="text",
         tone=lambda r: "tag-chosen" if r.chosen else "tag-off",
@@ -273,6 +273,16 @@ def _size_parts(report: Report) -> tuple[Size | None, bool]:
     return Size(original={"float32 weights": 4 * weights, "graph, scales, other": rest}, compressed=small), True
 
 
+def _drop_budget(report: Report) -> Budget | None:
+    """The budget on the drop of the headline metric, found by its name ("map_drop", "top-1 drop"), or None."""
+    metric = report.accuracy.metric if report.accuracy else "accuracy"
+    for b in report.budgets:
+        words = f"{b.metric} {b.name}".lower().replace("-", "")
+        if "drop" in words and metric.lower().replace("-", "") in words:
+            return b
+    return None
+
+
 def _plots(report: Report) -> dict[str, str]:
     size, estimated = _size_parts(report)
     out = {
@@ -311,15 +321,8 @@ def _plots(report: Report) -> dict[str, str]:
     out["sqnr"] = _sqnr_plot(report.layers or [])
     tried = [c for c in report.candidates or [] if c.drop is not None]
     metric = report.accuracy.metric if report.accuracy else "accuracy"
-    limit = next(
-        (
-            b.limit
-            for b in report.budgets
-            if "drop" in f"{b.metric} {b.name}".lower()
-            and metric.lower().replace("-", "") in f"{b.metric} {b.name}".lower().replace("-", "")
-        ),
-        None,
-    )
+    budget = _drop_budget(report)
+    limit = budget.limit if budget else None
     rows = []
     for c in tried:
         facts = [
@@ -363,7 +366,10 @@ def _sqnr_plot(layers: Sequence[Layer]) -> str:
 def _budget_rows(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
     rows = []
     for b in budgets:
-        sign, unit = ("≥" if b.at_least else "≤"), f" {b.unit}" if b.unit else ""
+        sign, unit = (
+            ("≥" if b.at_least else "≤"),
+            f"{'' if b.unit in ('×', 'x', '%') else ' '}{b.unit}" if b.unit else "",
+        )
         limit = f"{sign} {plots.number(b.limit)}{unit}"
         measured, span = None if b.measured is None else f"{plots.number(b.measured)}{unit}", _span(b.interval)
         mark = ""
@@ -393,7 +399,11 @@ def _tiles(report: Report) -> list[dict[str, str]]:
     )
     word, note = "faster" if (speed or 1) >= 1 else "slower", ""
     rows = report.speed or []
-    row = next((r for r in rows if r.ratio == speed and r is not rows[0]), None) if speed is not None else None
+    row = (
+        next((r for r in rows[1:] if r.ratio is not None and abs(r.ratio - speed) < 1e-3), None)
+        if speed is not None
+        else None
+    )
     if row and rows[0].median_ms and row.median_ms:
         spread = _span(row.ratio_spread)
         note = f"median {fixed(rows[0].median_ms)} → {fixed(row.median_ms)} ms" + (
@@ -415,7 +425,10 @@ def _tiles(report: Report) -> list[dict[str, str]]:
         before, after = headline(acc)
         span = _span(acc.interval)
         tile["name"] = f"{acc.metric} drop"
-        tile["value"], tile["word"] = ("" if acc.drop is None else fixed(acc.drop)), "points"
+        drop = before - after if acc.drop is None and before is not None and after is not None else acc.drop
+        tile["value"], tile["word"] = ("" if drop is None else fixed(drop)), "points"
+        budget = _drop_budget(report)
+        tile["tone"] = "bad" if budget and budget.verdict == "broken" else ""
         facts = [
             f"95 % interval {span}" if span else "",
             f"{acc.metric} {fixed(before)} → {fixed(after)}" if before is not None else "",
@@ -443,6 +456,7 @@ def page(report: Report, pictures: Sequence[Picture]) -> dict[str, Any]:
         "r": report,
         "name": PurePath(report.original.path or report.result.path or "model").name,
         "counts": counts,
+        "crossing": [b.name for b in report.budgets if b.verdict == "holds" and b.crosses],
         "tiles": _tiles(report),
         "budgets": _budget_rows(report.budgets),
         "accuracy": _accuracy_table(acc) if acc else None,
