@@ -71,14 +71,16 @@ def size_text(value: float | None) -> str:
     if value is None:
         return "–"
     scale, unit = next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if value >= s), (1, "B"))
-    return f"{value / scale:.{2 if scale > 1 else 0}f} {unit}"
+    return f"{value / scale:.{2 if scale > 1 else 0}f}\u00a0{unit}"
 
 
 def count_text(value: float | None) -> str:
     """A large count for people: 522.6 M."""
     if value is None:
         return "–"
-    scale, unit = next(((s, u) for s, u in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if value >= s), (1, ""))
+    scale, unit = next(
+        ((s, u) for s, u in ((1e9, "\u00a0G"), (1e6, "\u00a0M"), (1e3, "\u00a0k")) if value >= s), (1, "")
+    )
     return f"{value / scale:.{1 if scale > 1 else 0}f}{unit}"
 
 
@@ -142,7 +144,7 @@ SPEED = (
     Column("spread", lambda r: _span(r.ratio_spread), hint="of the ratio between paired rounds"),
     Column("median ms", lambda r: r.median_ms, _fix(2)),
     Column("p90 ms", lambda r: r.p90_ms, _fix(2)),
-    Column("end to end ms", lambda r: r.end_to_end_ms, _fix(2), hint="decoded image to detections"),
+    Column("end to\u00a0end ms", lambda r: r.end_to_end_ms, _fix(2), hint="decoded image to detections"),
     Column("QPS", lambda r: r.qps, _fix(0), hint="inferences per second"),
     Column("load ms", lambda r: r.load_ms, _fix(0)),
     Column("peak memory MB", lambda r: r.peak_mb, _fix(0)),
@@ -182,7 +184,7 @@ LAYERS = (
     Column("max error", lambda r: r.max_error, plots.number),
     Column("output", lambda r: r.output if r.output != r.name else None, kind="code"),
     Column(
-        "shape", lambda r: "×".join("?" if d is None else str(d) for d in r.shape) if r.shape else None, kind="code"
+        "shape", lambda r: "×".join("?" if d is None else str(d) for d in r.shape) if r.shape else None, kind="text"
     ),
     Column("MACs", lambda r: r.macs, count_text),
     Column("parameters", lambda r: r.parameters, count_text),
