@@ -430,7 +430,7 @@ def test_comparison_tells_gone_from_scored_lower() -> None:
     assert by_name["lost", "car"].other_score == pytest.approx(0.2)  # still there, below the threshold
     assert by_name["lost", "dog"].other_score is None
     twins = boxes((0, 0, 50, 50, 0.9, 0), (0, 0, 50, 48, 0.7, 0))
-    merged = Picture("twins", np.zeros((60, 60, 3), np.uint8), twins, boxes((0, 0, 50, 50, 0.8, 0)))
+    merged = Picture("twins", np.zeros((60, 60, 3), np.uint8), twins, boxes((0, 0, 50, 50, 0.5, 0)))
     (lost,) = compare(merged).changes  # the one box left is above the threshold and belongs to the other twin
     assert lost.score == pytest.approx(0.7) and lost.other_score is None
 
