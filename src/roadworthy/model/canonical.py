@@ -184,7 +184,7 @@ def _fold_constants(model: g.IrModel) -> bool:
     """Compute what depends on constants and static shapes only; true when anything was."""
     changed = False
     for node in g.nodes(model):
-        if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER_FOLDED:
+        if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER_FOLDED or _expands_stored(node):
             continue
         results = _evaluate(model, node)
         if results is None:
@@ -199,6 +199,14 @@ def _fold_constants(model: g.IrModel) -> bool:
         else:
             g.remove_node(model, node)
     return changed
+
+
+def _expands_stored(node: g.Node) -> bool:
+    """A Cast of weights that are stored as integers: folding it would undo the compression."""
+    if node.op_type != "Cast":
+        return False
+    array = g.constant(node.inputs[0])
+    return array is not None and array.dtype in (np.int8, np.int16)
 
 
 def _evaluate(model: g.IrModel, node: g.Node) -> list[NDArray] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from numpy.typing import NDArray
 
@@ -20,15 +20,21 @@ def calibrate(
     tensors: Iterable[NDArray],
     threads: int = 0,
     progress: Progress | None = None,
+    channel_axes: Mapping[str, int] | None = None,
 ) -> dict[str, Statistics]:
     """Statistics of the named values over all input tensors.
+
+    channel_axes: values whose channel means are wanted, and the axis of their channels; a value that is only in here
+    gets extremes and means, but no histogram.
 
     tensors: float32 arrays in the model's input shape, one image each; consumed once and not kept.
     Raises InputError when there is none, or when a value overflows (naming it).
     """
     runner = OrtRunner(model.float_bytes(), threads)
-    statistics = {name: Statistics() for name in values}
-    taps = [v for v in values if v != model.input_name]
+    axes = dict(channel_axes or {})
+    wanted = dict.fromkeys((*values, *axes))
+    statistics = {name: Statistics(axes.get(name), name in set(values)) for name in wanted}
+    taps = [v for v in wanted if v != model.input_name]
     seen = 0
     for tensor in tensors:
         found = runner.run({model.input_name: tensor}, taps)

@@ -91,8 +91,11 @@ def _behind_relu(node: g.Node, target: Target) -> g.Node | None:
     return maker if lone else None
 
 
-def place(model: g.IrModel, target: Target, keep_float: frozenset[str] = frozenset()) -> Placement:
-    """Decide what runs in int8.   keep_float: names of units that must not."""
+def place(
+    model: g.IrModel, target: Target, keep_float: frozenset[str] = frozenset(), apart: frozenset[str] = frozenset()
+) -> Placement:
+    """Decide what runs in int8.   keep_float: names of units that must not.   apart: outputs of Concats that must not
+    be computed on codes, because their inputs have incompatible ranges."""
     all_units = units(model)
     why: dict[str, str] = {}
     total = sum(multiplications(u) for u in all_units) or 1
@@ -107,7 +110,7 @@ def place(model: g.IrModel, target: Target, keep_float: frozenset[str] = frozens
         elif unit.name in tails and multiplications(unit) < TAIL_SHARE * total:
             why[unit.name] = "a last layer too small to gain"
     chosen = [u for u in all_units if u.name not in why]
-    available = _available(model, chosen, target)
+    available = _available(model, chosen, target) - apart
     source, merges = _wanted(model, chosen, available, target)
     return Placement(frozenset(u.name for u in chosen), why, source, merges)
 

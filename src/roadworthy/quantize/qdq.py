@@ -109,8 +109,11 @@ def _quantize_weights(ir: g.IrModel, encodings: Mapping[str, Encoding], constant
             if encoding.axis is not None:
                 shape[encoding.axis] = -1
             scale = constants.get(np.asarray(encoding.scale).reshape(shape), "s/")
+            # The Identity keeps OpenVINO (2026.4) from taking Cast and Mul for its own form of compressed weights,
+            # with which it computes wrong results for a 1x1 convolution in front of a Transpose and a Softmax.
             cast = g.make_node("Cast", [stored], [name + "/f"], to=1)
-            new = [cast, g.make_node("Mul", [cast.outputs[0], scale], [name + SUFFIX])]
+            same = g.make_node("Identity", [cast.outputs[0]], [name + "/i"])
+            new = [cast, same, g.make_node("Mul", [same.outputs[0], scale], [name + SUFFIX])]
         else:
             axis = {} if encoding.axis is None else {"axis": encoding.axis}
             new = [g.make_node("DequantizeLinear", [stored, *constants.pair(encoding)], [name + SUFFIX], **axis)]

@@ -15,6 +15,7 @@ from roadworthy.quantize.statistics import Statistics
 from roadworthy.quantize.weights import weight_encoding, widen_for_bias
 from roadworthy.run.runner import Target
 
+MIN_LEVELS = 16
 MIN_STORED = 64
 """Weights with fewer values than this stay as they are: codes and scales would save nothing."""
 
@@ -24,8 +25,19 @@ def activation_encodings(
 ) -> dict[str, Encoding]:
     """Encodings of all values that the placement wants quantized."""
     spec = QuantSpec(symmetric=target.symmetric_activations, observer=observer)
-    own = {name: encode(statistics[name], spec) for name in placement.observed}
+    own = {name: statistics[name].remember(spec, encode) for name in placement.observed}
     return {name: own[origin] for name, origin in placement.source.items()}
+
+
+def incompatible_merges(placement: Placement, statistics: Mapping[str, Statistics]) -> list[str]:
+    """Concats whose narrowest input would keep fewer than MIN_LEVELS codes on the scale of the widest."""
+    apart = []
+    for name, sources in placement.merges.items():
+        spans = [max(statistics[placement.source[s]].hi, 0.0) - min(statistics[placement.source[s]].lo, 0.0)
+                 for s in sources if s in placement.source]  # fmt: skip
+        if spans and min(spans) > 0 and 256 * min(spans) / max(spans) < MIN_LEVELS:
+            apart.append(name)
+    return apart
 
 
 def quantize_units(

@@ -6,6 +6,9 @@ bins are added in pairs, so that one pass is enough and no count is lost. Every 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +20,15 @@ class Statistics:
     """Running extremes and histogram of one tensor.
 
     lo, hi: exact extremes seen.   count: number of values.   hist: (BINS,) float64 counts over hist_lo..hist_hi.
+    channel_axis: where given, `channel_mean` follows the mean of every channel along this axis, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channel_axis: int | None = None, histogram: bool = True) -> None:
+        self.channel_axis = channel_axis
+        self.histogram = histogram
+        self._channel_sum: NDArray[np.float64] | None = None
+        self._batches = 0
+        self._remembered: dict[Hashable, Any] = {}
         self.lo = np.inf
         self.hi = -np.inf
         self.count = 0
@@ -29,12 +38,21 @@ class Statistics:
 
     def update(self, x: NDArray) -> None:
         """Add all values of a tensor. Raises ValueError when one is NaN or infinite."""
+        self._remembered.clear()
         flat = np.ascontiguousarray(x, np.float32).reshape(-1)
         if not flat.size:
             return
         lo, hi = float(flat.min()), float(flat.max())
         if not (np.isfinite(lo) and np.isfinite(hi)):
             raise ValueError("a value is NaN or infinite")
+        if self.channel_axis is not None:
+            others = tuple(k for k in range(x.ndim) if k != self.channel_axis % x.ndim)
+            mean = x.mean(others, dtype=np.float32).astype(np.float64)
+            self._channel_sum = mean if self._channel_sum is None else self._channel_sum + mean
+            self._batches += 1
+        if not self.histogram:
+            self.lo, self.hi, self.count = min(self.lo, lo), max(self.hi, hi), self.count + flat.size
+            return
         if not self.count:
             pad = max((hi - lo) * 1e-6, 1e-12 + 1e-6 * max(abs(lo), abs(hi)))
             self.hist_lo, self.hist_hi = lo - pad, hi + pad
@@ -47,6 +65,12 @@ class Statistics:
             piece = flat[start : start + (1 << 23)]
             self.hist += cv2.calcHist([piece], [0], None, [BINS], [self.hist_lo, self.hist_hi]).reshape(-1)
 
+    def remember(self, key: Hashable, compute: Callable[[Statistics, Any], Any]) -> Any:
+        """compute(self, key), once: many candidates ask the same statistics for the same encoding."""
+        if key not in self._remembered:
+            self._remembered[key] = compute(self, key)
+        return self._remembered[key]
+
     def _double(self, down: bool) -> None:
         span = self.hist_hi - self.hist_lo
         pairs = self.hist.reshape(-1, 2).sum(1)
@@ -57,6 +81,13 @@ class Statistics:
         else:
             self.hist_hi += span
             self.hist = np.concatenate([pairs, empty])
+
+    @property
+    def channel_mean(self) -> NDArray[np.float64]:
+        """(C,) mean of every channel over all images. Raises ValueError when it was not followed."""
+        if self._channel_sum is None:
+            raise ValueError("channel means were not followed")
+        return self._channel_sum / self._batches
 
     @property
     def centres(self) -> NDArray[np.float64]:

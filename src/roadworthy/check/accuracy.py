@@ -1,0 +1,233 @@
+"""Accuracy of a model on images, and the drop from one model to another.
+
+Where there are labels they are the reference. Where there are none, the original is its own witness: its results on the
+mirrored images, mirrored back, are the reference for both models. That reference was made from other pixels than either
+model is asked about, so the original's own jitter counts against it as it would with labels, and the difference
+between the two models estimates the drop that labels would show. How many of the original's own detections are found
+again is reported beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roadworthy.data.samples import Sample, Samples, prefetch
+from roadworthy.detect.decode import classify, detect
+from roadworthy.detect.detections import Detections, Truth
+from roadworthy.detect.evaluate import (
+    ClassScores,
+    DetectionScores,
+    Interval,
+    bootstrap_class_drop,
+    bootstrap_drop,
+    evaluate_classes,
+    evaluate_detections,
+    map_only,
+)
+from roadworthy.detect.boxes import clip, iou_matrix
+from roadworthy.errors import InputError
+from roadworthy.model.task import Task
+from roadworthy.run.runner import Runner
+
+SCORE_FLOOR = 0.01
+"""Detections below this score do not enter mAP (the convention of YOLOX and of the figures in PEERS)."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Results on an ordered set of images: detections, or class scores (N, C), or raw outputs (one dict an image)."""
+
+    detections: tuple[Detections, ...] = ()
+    scores: NDArray[np.float32] | None = None
+    raw: tuple[dict[str, NDArray], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What results are held against: labelled boxes, or class indices, and who said so ("labels" or "mirrored original")."""
+
+    kind: str
+    truths: tuple[Truth, ...] = ()
+    labels: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Accuracy:
+    """One figure and all behind it.   metric: "mAP", "top-1" or "SQNR"; value in points (dB for SQNR)."""
+
+    metric: str
+    value: float
+    detail: DetectionScores | ClassScores | None = None
+
+
+def tensor_of(sample: Sample, task: Task, mirrored: bool = False) -> tuple[NDArray[np.float32], object, tuple[int, int]]:
+    """The input tensor of one image, its geometry, and the image's height and width."""
+    image = sample.image()
+    if mirrored:
+        image = np.ascontiguousarray(image[:, ::-1])
+    tensor, geometry = task.preprocess(image)
+    return tensor, geometry, image.shape[:2]
+
+
+def predict(
+    runner: Runner, task: Task, samples: Samples, mirrored: bool = False, progress: Progress | None = None
+) -> Predictions:
+    """Run a model over images, one at a time; images are read ahead in a thread, and none is kept.
+
+    mirrored: feed every image mirrored left to right, and mirror the boxes back.
+    Raises InputError naming an image that cannot be read, or an output that does not fit the task.
+    """
+    found: list[Detections] = []
+    scores: list[NDArray] = []
+    raw: list[dict[str, NDArray]] = []
+    name = runner.input_names[0]
+    for count, (tensor, geometry, hw) in enumerate(prefetch(samples, lambda s: tensor_of(s, task, mirrored)), 1):
+        outputs = runner.run({name: tensor})
+        if task.is_detector:
+            result = detect(outputs, task.decode, geometry.to_image, SCORE_FLOOR)  # type: ignore[attr-defined]
+            boxes = clip(result.boxes_xyxy, hw)
+            if mirrored:
+                boxes = mirror(boxes, hw[1])
+            found.append(Detections(boxes, result.scores, result.classes))
+        elif task.decode.kind == "classify":
+            scores.append(classify(outputs, task.decode))
+        else:
+            raw.append({k: np.array(v) for k, v in outputs.items()})
+        if progress:
+            progress(count)
+    return Predictions(tuple(found), np.stack(scores) if scores else None, tuple(raw))
+
+
+def mirror(boxes_xyxy: NDArray, width: int) -> NDArray[np.float32]:
+    """Boxes (N, 4) of a mirrored image, in the image itself."""
+    boxes = np.asarray(boxes_xyxy, np.float32).copy()
+    boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return boxes
+
+
+def labelled(task: Task, samples: Samples) -> bool:
+    """Whether the labels of these samples are what the task predicts."""
+    return samples.kind == ("boxes" if task.is_detector else "classes") and task.decode.kind != "raw"
+
+
+def reference_of(
+    original: Callable[[], Runner], task: Task, samples: Samples, progress: Progress | None = None
+) -> Reference:
+    """The labels where there are some, else the original's results on the mirrored images.
+
+    original: makes a runner of the original; called only where it is needed.
+    """
+    if labelled(task, samples):
+        if task.is_detector:
+            truths = tuple(s.truth for s in samples)
+            return Reference("labels", truths=tuple(t for t in truths if t is not None))
+        return Reference("labels", labels=np.array([s.label for s in samples], np.int64))
+    if task.decode.kind == "raw":
+        return Reference("original")
+    found = predict(original(), task, samples, mirrored=True, progress=progress)
+    if task.is_detector:
+        threshold = task.decode.score_threshold
+        shown = [d.keep(d.scores >= threshold) for d in found.detections]
+        return Reference("mirrored original", truths=tuple(Truth.of(d.boxes_xyxy, d.classes) for d in shown))
+    assert found.scores is not None
+    return Reference("mirrored original", labels=found.scores.argmax(1).astype(np.int64))
+
+
+def score(predictions: Predictions, reference: Reference, task: Task, full: bool = True) -> Accuracy:
+    """The figure of merit of predictions.   full: with the details of a report, which take half a second more."""
+    if task.is_detector:
+        if not sum(int((~t.ignore).sum()) for t in reference.truths):
+            raise InputError(
+                "no object is labelled on the test images, and the original finds none on them either,"
+                " so accuracy cannot be measured; hand in images that show the classes of the model"
+            )
+        if not full:
+            return Accuracy("mAP", map_only(reference.truths, predictions.detections, task.decode.num_classes))
+        detail = evaluate_detections(
+            reference.truths, predictions.detections, task.decode.num_classes, task.decode.score_threshold
+        )
+        return Accuracy("mAP", float(detail.map or 0.0), detail)
+    if task.decode.kind == "classify":
+        assert predictions.scores is not None and reference.labels is not None
+        classes = evaluate_classes(reference.labels, predictions.scores)
+        return Accuracy("top-1", float(classes.top1 or 0.0), classes)
+    raise InputError("a raw task has no accuracy of its own; compare it with its original")
+
+
+def drop(
+    original: Predictions, candidate: Predictions, reference: Reference, task: Task, rounds: int = 1000, seed: int = 0
+) -> Interval:
+    """By how many points the candidate is worse, with its 95 % interval (paired bootstrap over images)."""
+    if task.is_detector:
+        return bootstrap_drop(
+            reference.truths, original.detections, candidate.detections, task.decode.num_classes, rounds, seed
+        )
+    assert original.scores is not None and candidate.scores is not None and reference.labels is not None
+    return bootstrap_class_drop(reference.labels, original.scores, candidate.scores, rounds, seed)
+
+
+def output_sqnr_db(original: Predictions, candidate: Predictions) -> float:
+    """Signal to quantization noise of raw outputs in dB: the worst output, over all images together."""
+    worst = np.inf
+    for name in original.raw[0]:
+        signal = sum(float((a[name].astype(np.float64) ** 2).sum()) for a in original.raw)
+        noise = sum(
+            float(((a[name].astype(np.float64) - b[name]) ** 2).sum()) for a, b in zip(original.raw, candidate.raw)
+        )
+        worst = min(worst, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
+    return float(worst)
+
+
+def agreement(original: Predictions, candidate: Predictions, task: Task) -> dict[str, float]:
+    """How far two models say the same, in points, at the operating threshold.
+
+    Detectors: share of the original's detections found again at IoU 0.5 (`found_again`), share of the candidate's that
+    the original has (`also_in_original`), mean IoU of the pairs. Classifiers: share of equal top-1.
+    """
+    if not task.is_detector:
+        assert original.scores is not None and candidate.scores is not None
+        same = original.scores.argmax(1) == candidate.scores.argmax(1)
+        return {"same_top1": float(same.mean() * 100)}
+    hits = ours = theirs = 0
+    overlap = 0.0
+    for a, b in zip(original.detections, candidate.detections):
+        a, b = a.keep(a.scores >= task.decode.score_threshold), b.keep(b.scores >= task.decode.score_threshold)
+        ours, theirs = ours + len(a), theirs + len(b)
+        for _, _, iou in match_pairs(a, b):
+            hits, overlap = hits + 1, overlap + iou
+    if not ours and not theirs:
+        return {"found_again": 100.0, "also_in_original": 100.0, "mean_iou": 1.0, "detections": 0}
+    return {
+        "found_again": 100.0 * hits / max(ours, 1),
+        "also_in_original": 100.0 * hits / max(theirs, 1),
+        "mean_iou": overlap / max(hits, 1),
+        "detections": ours,
+    }
+
+
+def match_pairs(a: Detections, b: Detections, threshold: float = 0.5) -> list[tuple[int, int, float]]:
+    """Pairs (index in a, index in b, IoU) of one class, greedily by overlap, each detection once."""
+    if not len(a) or not len(b):
+        return []
+    iou = iou_matrix(a.boxes_xyxy, b.boxes_xyxy) * (a.classes[:, None] == b.classes[None, :])
+    pairs = []
+    for flat in np.argsort(-iou, axis=None, kind="stable"):
+        i, j = divmod(int(flat), iou.shape[1])
+        if iou[i, j] < threshold:
+            break
+        if all(i != p[0] and j != p[1] for p in pairs):
+            pairs.append((i, j, float(iou[i, j])))
+    return pairs
+
+
+def with_names(task: Task, names: Sequence[str]) -> Task:
+    """The task with class names from the data, where it has none of its own."""
+    if task.decode.class_names or len(names) != task.decode.num_classes:
+        return task
+    return replace(task, decode=replace(task.decode, class_names=tuple(names)))
