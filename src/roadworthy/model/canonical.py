@@ -1,0 +1,267 @@
+"""From any valid ONNX file to the one form that everything else reads.
+
+Initializers are not inputs, constants are initializers, functions are inlined, the operator set is at least
+`MIN_OPSET`, every dimension is a number, whatever can be computed ahead is computed, and every node has a name.
+The numbers that come out are the same as before, up to the order of float additions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from roadworthy.errors import InputError, UnsupportedError
+from roadworthy.model import graph as g
+
+MIN_OPSET = 13
+"""The first operator set whose DequantizeLinear takes a scale per channel."""
+LIFTED_OPSET = 17
+"""Where older models are lifted to."""
+MAX_FOLDED_ELEMENTS = 1 << 24
+
+_DOMAINS = {"", "ai.onnx", "com.microsoft", "ai.onnx.ml"}
+
+
+def read_proto(data: bytes, where: str) -> onnx.ModelProto:
+    """Parse and check serialized ONNX.
+
+    where: what to call it in an error.   Raises InputError for bytes that are not a complete, valid ONNX model,
+    UnsupportedError for an operator that no known operator set has.
+    """
+    try:
+        proto = onnx.load_model_from_string(data)
+    except Exception as error:
+        raise InputError(f"{where} is not an ONNX model, or is cut short: it cannot be parsed; export it again") from error
+    if not proto.graph.node or not proto.graph.output or not proto.ir_version:
+        raise InputError(f"{where} is not an ONNX model, or is cut short: it holds no complete graph; export it again")
+    return proto
+
+
+def check_proto(proto: onnx.ModelProto, where: str) -> None:
+    """Refuse what cannot be compressed, by name: unknown operators, broken structure, NaN weights, external data."""
+    versions = {o.domain: o.version for o in proto.opset_import}
+    functions = {(f.domain, f.name) for f in proto.functions}
+    for node in proto.graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        called = f"operator {node.op_type} (node {node.name or node.output[0]!r})"
+        if (node.domain, node.op_type) in functions:
+            continue
+        if node.domain not in _DOMAINS:
+            raise UnsupportedError(
+                f"{where}: {called} is of the custom domain {node.domain!r}; rewrite it with standard operators"
+            )
+        if domain == "" and not onnx.defs.has(node.op_type, max_inclusive_version=versions.get("", 1)):
+            raise UnsupportedError(
+                f"{where}: {called} does not exist in ONNX operator set {versions.get('', 1)};"
+                " rewrite it with standard operators, or correct the operator set"
+            )
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise InputError(f"{where}: the data of {tensor.name!r} is in another file; hand in the path instead of bytes")
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
+            array = onnx.numpy_helper.to_array(tensor)
+            if not np.isfinite(array).all():
+                bad = int(array.size - np.isfinite(array).sum())
+                raise InputError(
+                    f"{where}: the weight {tensor.name!r} holds {bad} values that are NaN or infinite;"
+                    " export the model from a checkpoint that trained without overflow"
+                )
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:
+        line = " ".join(str(error).split())[:240]
+        raise InputError(f"{where} is not a valid ONNX model: {line}") from error
+
+
+def canonicalize(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] | None = None) -> g.IrModel:
+    """The canonical form of a checked model.
+
+    input_hw: height and width for an image input whose size is dynamic.
+    Raises InputError when a dynamic size is not given, UnsupportedError when the operator set cannot be lifted.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    _initializers_out_of_inputs(fixed)
+    _fix_sizes(fixed, where, input_hw)
+    fixed = _lift_opset(fixed, where)
+    model = g.tidy(g.parse(fixed))
+    _drop_training_ops(model)
+    g.drop_inferred_shapes(model)
+    for value in g.outputs(model):
+        value.shape = None
+    for _ in range(8):
+        g.infer_shapes(model)
+        if not _fold_constants(model):
+            break
+    model = g.drop_dead(model)
+    g.infer_shapes(model)
+    g.name_nodes(model)
+    return model
+
+
+def _initializers_out_of_inputs(proto: onnx.ModelProto) -> None:
+    """Old exporters list every weight as an input, too; IR version 4 made that optional."""
+    names = {t.name for t in proto.graph.initializer}
+    kept = [v for v in proto.graph.input if v.name not in names]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    proto.ir_version = max(proto.ir_version, 8)
+
+
+def _fix_sizes(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] | None) -> None:
+    """Batch 1, and the given height and width where the file leaves them open."""
+    if not proto.graph.input:
+        raise InputError(f"{where} has no input; a model that takes an image is needed")
+    changed = False
+    for value in proto.graph.input:
+        shape = value.type.tensor_type.shape
+        if not value.type.tensor_type.HasField("shape"):
+            raise InputError(f"{where}: the input {value.name!r} states no shape; export it with one")
+        dims = list(shape.dim)
+        known = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
+        wanted: list[int | None] = list(known)
+        if len(dims) == 4:
+            if known[0] != 1:
+                wanted[0] = 1
+            space = (2, 3) if known[3] not in (1, 3) or known[1] in (1, 3) else (1, 2)
+            for axis, size in zip(space, input_hw or (None, None)):
+                if size is not None:
+                    wanted[axis] = size
+            channel = 1 if space == (2, 3) else 3
+            if wanted[channel] is None:
+                wanted[channel] = 3
+        elif dims and known[0] is None:
+            wanted[0] = 1
+        if any(w is None for w in wanted):
+            raise InputError(
+                f"{where}: the size of the input {value.name!r} is dynamic; give it with --size, as in --size 640x640"
+            )
+        for dim, size in zip(dims, wanted):
+            if not dim.HasField("dim_value") or dim.dim_value != size:
+                changed = True
+                dim.dim_value = int(size)  # type: ignore[arg-type]
+    if changed:
+        del proto.graph.value_info[:]
+        for out in proto.graph.output:
+            out.type.tensor_type.ClearField("shape")
+
+
+def _lift_opset(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+    if version >= MIN_OPSET:
+        return proto
+    # The converter infers shapes on the way and trusts stale ones, so it gets none.
+    del proto.graph.value_info[:]
+    try:
+        return onnx.version_converter.convert_version(proto, LIFTED_OPSET)
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise UnsupportedError(
+            f"{where}: operator set {version} cannot be lifted to {LIFTED_OPSET} ({line}); export it with opset 13 or newer"
+        ) from error
+
+
+def _drop_training_ops(model: g.IrModel) -> None:
+    """Dropout is the identity at inference."""
+    for node in g.nodes(model):
+        if node.op_type == "Dropout" and (len(node.outputs) < 2 or not list(node.outputs[1].uses())):
+            source = node.inputs[0]
+            out = node.outputs[0]
+            if source is None or out.is_graph_output():
+                continue
+            g.replace_uses(out, source)
+            g.remove_node(model, node)
+
+
+_NEVER_FOLDED = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
+                           "Bernoulli", "If", "Loop", "Scan", "QuantizeLinear", "DequantizeLinear"})  # fmt: skip
+
+
+def _fold_constants(model: g.IrModel) -> bool:
+    """Compute what depends on constants and static shapes only; true when anything was."""
+    changed = False
+    for node in g.nodes(model):
+        if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER_FOLDED:
+            continue
+        results = _evaluate(model, node)
+        if results is None:
+            continue
+        for value, array in zip(node.outputs, results):
+            if value.is_graph_output():
+                break
+            name = f"{value.name}.folded"
+            made = g.add_constant(model, name, array)
+            g.replace_uses(value, made)
+            changed = True
+        else:
+            g.remove_node(model, node)
+    return changed
+
+
+def _evaluate(model: g.IrModel, node: g.Node) -> list[NDArray] | None:
+    if any(v.is_graph_output() for v in node.outputs):
+        return None
+    if node.op_type == "Shape":
+        shape = g.static_shape(node.inputs[0])
+        if shape is None:
+            return None
+        start, end = g.attribute(node, "start", 0), g.attribute(node, "end", None)
+        return [np.asarray(shape, np.int64)[start:end]]
+    if node.op_type == "Size":
+        shape = g.static_shape(node.inputs[0])
+        return None if shape is None else [np.asarray(int(np.prod(shape)), np.int64)]
+    feeds = [(v, g.constant(v)) for v in node.inputs if v is not None]
+    if not feeds or any(array is None for _, array in feeds):
+        return None
+    if sum(array.size for _, array in feeds if array is not None) > MAX_FOLDED_ELEMENTS:
+        return None
+    return _run_alone(model, node, {v.name: a for v, a in feeds if v.name and a is not None})
+
+
+def _run_alone(model: g.IrModel, node: g.Node, feeds: dict[str, NDArray]) -> list[NDArray] | None:
+    """One node by ONNX's reference implementation; None when it has none for this operator."""
+    from onnx.reference import ReferenceEvaluator
+
+    single = g.node_proto(node)
+    graph = onnx.helper.make_graph(
+        [single],
+        "alone",
+        [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()],
+        [onnx.helper.make_empty_tensor_value_info(o) for o in single.output],
+    )
+    imports = [onnx.helper.make_opsetid("", g.opset(model))]
+    try:
+        results = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports)).run(None, feeds)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, KeyError):
+        return None
+    arrays = [np.asarray(r) for r in results]
+    return None if any(a.size > MAX_FOLDED_ELEMENTS or a.dtype == object for a in arrays) else arrays
+
+
+def load_bytes(path: str | Path) -> bytes:
+    """A file's bytes, with external weights gathered into the model.
+
+    Raises InputError when the path is missing, a directory or unreadable.
+    """
+    file = Path(path)
+    name = str(path)
+    if not file.exists():
+        raise InputError(f"the model {name} does not exist")
+    if file.is_dir():
+        raise InputError(f"the model {name} is a directory; hand in an .onnx file")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"the model {name} cannot be read: {error.strerror}") from error
+    if not data:
+        raise InputError(f"the model {name} is an empty file; export it again")
+    proto = read_proto(data, name)
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        try:
+            return onnx.load(name).SerializeToString()
+        except Exception as error:
+            raise InputError(f"the weights beside {name} cannot be read: {error}") from error
+    return data

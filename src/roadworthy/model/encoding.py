@@ -1,0 +1,134 @@
+"""Quantization as facts beside the graph: `QuantSpec` is the wish, `Encoding` the result.
+
+    q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)        x' = (q - zero_point) * scale
+
+as ONNX QuantizeLinear and DequantizeLinear define it. `scale` and `zero_point` are scalars, or vectors along `axis`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How a value should be quantized.
+
+    bits: 2..16.   signed: int or uint.   axis: one scale per index along this axis, or None for one per tensor.
+    symmetric: the range is centred on zero (weights; some targets also want it for activations).
+    observer: a key of `OBSERVERS`, which turns what was measured into a range.
+    """
+
+    bits: int = 8
+    signed: bool = False
+    axis: int | None = None
+    symmetric: bool = False
+    observer: str = "mse"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """How a value is quantized: scale (float32) and zero point (int64), scalar or one per index along `axis`."""
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int64]
+    bits: int = 8
+    signed: bool = False
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        scale = np.asarray(self.scale, np.float32)
+        zero = np.asarray(self.zero_point, np.int64)
+        if scale.shape != zero.shape:
+            raise ValueError(f"scale of shape {scale.shape} and zero point of shape {zero.shape} do not match")
+        if (self.axis is None) != (scale.ndim == 0):
+            raise ValueError("a vector of scales needs an axis, and a scalar has none")
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError("every scale must be finite and positive")
+        if (zero < self.qmin).any() or (zero > self.qmax).any():
+            raise ValueError(f"zero point outside {self.qmin}..{self.qmax}")
+        scale.setflags(write=False)
+        zero.setflags(write=False)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", zero)
+
+    @property
+    def qmin(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The smallest NumPy integer type that holds the codes."""
+        if self.bits <= 8:
+            return np.int8 if self.signed else np.uint8
+        return np.int16 if self.signed else np.uint16
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and highest value that can be represented (over all channels)."""
+        lo = (self.qmin - self.zero_point) * self.scale
+        hi = (self.qmax - self.zero_point) * self.scale
+        return float(np.min(lo)), float(np.max(hi))
+
+    def _shaped(self, array: NDArray, ndim: int) -> NDArray:
+        if self.axis is None:
+            return array
+        shape = [1] * ndim
+        shape[self.axis] = -1
+        return array.reshape(shape)
+
+    def quantize(self, x: NDArray) -> NDArray[Any]:
+        """Codes of x, in `dtype`; x of any shape (with `axis` as long as the scales)."""
+        x = np.asarray(x, np.float32)
+        q = np.rint(x / self._shaped(self.scale, x.ndim)) + self._shaped(self.zero_point, x.ndim)
+        return np.clip(q, self.qmin, self.qmax).astype(self.dtype)
+
+    def dequantize(self, q: NDArray) -> NDArray[np.float32]:
+        """Values of codes, float32."""
+        centred = q.astype(np.int64) - self._shaped(self.zero_point, q.ndim)
+        return (centred.astype(np.float32) * self._shaped(self.scale, q.ndim)).astype(np.float32)
+
+    def fake(self, x: NDArray) -> NDArray[np.float32]:
+        """x after a round trip through its codes."""
+        return self.dequantize(self.quantize(x))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Encoding)
+            and (self.bits, self.signed, self.axis) == (other.bits, other.signed, other.axis)
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.bits, self.signed, self.axis, self.scale.tobytes(), self.zero_point.tobytes()))
+
+
+def encoding_of_range(lo: float, hi: float, spec: QuantSpec) -> Encoding:
+    """The per-tensor encoding that covers lo..hi; zero is always exactly representable, as padding needs it.
+
+    Raises ValueError when the range is not finite.
+    """
+    if not (np.isfinite(lo) and np.isfinite(hi)):
+        raise ValueError(f"the range {lo}..{hi} is not finite")
+    lo, hi = min(float(lo), 0.0), max(float(hi), 0.0)
+    probe = Encoding(np.float32(1), np.int64(0), spec.bits, spec.signed)
+    if spec.symmetric:
+        middle = 0 if spec.signed else (probe.qmax + 1) // 2
+        scale = np.float32(max(max(-lo, hi) / (probe.qmax - middle), _TINY))
+        return Encoding(scale, np.int64(middle), spec.bits, spec.signed)
+    scale = np.float32(max((hi - lo) / (probe.qmax - probe.qmin), _TINY))
+    zero = int(np.clip(np.rint(probe.qmin - lo / scale), probe.qmin, probe.qmax))
+    return Encoding(scale, np.int64(zero), spec.bits, spec.signed)
+
+
+_TINY = 1e-8
+"""Lowest scale: a tensor that is always zero still needs a positive one."""
