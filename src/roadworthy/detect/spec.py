@@ -9,17 +9,19 @@ from dataclasses import dataclass
 class DecodeSpec:
     """How outputs become results; plain values only, so that it can be written as YAML or JSON.
 
-    kind: a key of `DECODERS` ("yolox", "yolov5", "yolov8", "dfl", "fastestdet", "ssd", "classify", "raw").
+    kind: a key of `DECODERS` ("yolox", "yolov5", "yolov3", "yolov8", "dfl", "nanodet_plus", "fastestdet", "ssd"), or
+        "classify", or "raw" for outputs that are not interpreted.
     num_classes: number of classes the network scores, background excluded.
     input_hw: (height, width) of the input tensor in pixels.
     strides: pixels per grid cell of each level, finest first; empty where the decoder needs none.
     anchors: per level, the (width, height) pairs in input pixels; empty for anchor-free decoders.
     decoded: boxes are already in input pixels in the graph (grid, stride and exp done there).
-    scores_are_logits: a sigmoid (or softmax, for classify) is still to be applied to the scores.
-    reg_max: number of bins minus one of a distribution head (7 for NanoDet and PicoDet).
+    scores_are_logits: a sigmoid (or softmax, for classify and with a background) is still to be applied to the
+        scores; true for raw yolov5 and yolov3 heads, whose sigmoid is outside the graph.
+    reg_max: number of bins minus one of a distribution head (7 for NanoDet and PicoDet); 0: plain distances.
     box_format: "xyxy", "yxyx" or "cxcywh"; what the box columns of "ssd" mean.
-    normalized: boxes are fractions of the input side instead of pixels (ssd).
-    background: index of the background column in the scores (ssd), or None.
+    normalized: boxes are fractions of the input side instead of pixels (ssd, yolov8, decoded yolov5).
+    background: index of the background column in the scores (ssd, classify), or None.
     outputs: names of the outputs in the order the decoder wants; empty means: found by shape.
     class_names: may be empty; then classes are called by number.
     score_threshold: lowest score kept when results are shown, and the operating point of recall.

@@ -32,13 +32,17 @@ class QuantSpec:
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """How a value is quantized: scale (float32) and zero point (int64), scalar or one per index along `axis`."""
+    """How a value is quantized: scale (float32) and zero point (int64), scalar or one per index along `axis`.
+
+    storage: the codes only save space; the value is expanded on loading and computed with in float (weights).
+    """
 
     scale: NDArray[np.float32]
     zero_point: NDArray[np.int64]
     bits: int = 8
     signed: bool = False
     axis: int | None = None
+    storage: bool = False
 
     def __post_init__(self) -> None:
         scale = np.asarray(self.scale, np.float32)
@@ -103,13 +107,17 @@ class Encoding:
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Encoding)
-            and (self.bits, self.signed, self.axis) == (other.bits, other.signed, other.axis)
+            and self._kind == other._kind
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point)
         )
 
+    @property
+    def _kind(self) -> tuple[int, bool, int | None, bool]:
+        return self.bits, self.signed, self.axis, self.storage
+
     def __hash__(self) -> int:
-        return hash((self.bits, self.signed, self.axis, self.scale.tobytes(), self.zero_point.tobytes()))
+        return hash((self._kind, self.scale.tobytes(), self.zero_point.tobytes()))
 
 
 def encoding_of_range(lo: float, hi: float, spec: QuantSpec) -> Encoding:

@@ -174,6 +174,13 @@ def replace_uses(old: Value, new: Value, *, outputs_too: bool = True) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=outputs_too)
 
 
+def replace_output(model: IrModel, old: Value, new: Value) -> None:
+    """Let `new` be the graph output in place of `old`."""
+    for index, value in enumerate(model.graph.outputs):
+        if value is old:
+            model.graph.outputs[index] = new
+
+
 def add_input(model: IrModel, name: str, like: Value) -> Value:
     """A new graph input with the type and shape of another value."""
     made = ir.Value(name=name, shape=like.shape, type=like.type or ir.TensorType(ir.DataType.FLOAT))

@@ -1,0 +1,246 @@
+"""Between encodings and Q/DQ nodes. Both directions; exporting and importing gives the same encodings.
+
+On export, a value with an encoding becomes x -> QuantizeLinear -> DequantizeLinear for the readers that compute in
+int8, and for all readers where an int8 layer made it. The DequantizeLinear's output is called `x` + SUFFIX, so that
+the float value keeps its name. Stored weights become Cast and Mul, which every runtime folds when it loads the model
+(ONNX Runtime does not fold DequantizeLinear, and would expand the weights anew for every frame).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from roadworthy.model import graph as g
+from roadworthy.model.encoding import Encoding
+from roadworthy.model.model import Model
+from roadworthy.model.task import METADATA_KEY
+from roadworthy.model.units import units
+from roadworthy.quantize.weights import codes
+
+SUFFIX = "/dq"
+RAW = "/raw"
+
+
+def to_qdq(model: Model) -> bytes:
+    """The model as an ONNX file with Q/DQ nodes, the task contract in its metadata."""
+    ir = g.clone(model.ir)
+    encodings = model.encodings
+    constants = _Constants(ir)
+    anchors = {id(u.anchor): u for u in units(ir)}
+    computes: set[int] = set()
+    for unit in anchors.values():
+        weight = encodings.get(str(unit.weight.name))
+        if weight is not None and not weight.storage and str(unit.input.name) in encodings:
+            computes.update(id(n) for n in unit.nodes)
+            _quantize_bias(ir, unit.anchor, encodings[str(unit.input.name)], weight, constants)
+    _quantize_weights(ir, encodings, constants)
+    # A weightless operator computes in int8 when everything that it reads and makes has codes.
+    for node in g.nodes(ir):
+        named = [str(v.name) for v in (*node.inputs, *node.outputs) if v is not None and g.constant(v) is None]
+        if id(node) not in anchors and named and all(n in encodings for n in named):
+            computes.add(id(node))
+    made_in_int8 = {str(v.name) for n in g.nodes(ir) if id(n) in computes for v in n.outputs}
+    for name, value in list(g.values(ir).items()):
+        if name in encodings and g.constant(value) is None:
+            _insert_pair(ir, value, encodings[name], computes, name in made_in_int8, constants)
+    ir = g.strip_docs(g.drop_dead(ir))
+    if model.task is not None:
+        g.metadata(ir)[METADATA_KEY] = model.task.to_json()
+    return g.to_bytes(ir)
+
+
+class _Constants:
+    """Scales and zero points as initializers, each distinct one once."""
+
+    def __init__(self, ir: g.IrModel) -> None:
+        self._ir = ir
+        self._known: dict[tuple[bytes, tuple[int, ...], str], g.Value] = {}
+
+    def get(self, array: np.ndarray, prefix: str) -> g.Value:
+        key = (array.tobytes(), array.shape, str(array.dtype))
+        if key not in self._known:
+            self._known[key] = g.add_constant(self._ir, f"{prefix}{len(self._known)}", array)
+        return self._known[key]
+
+    def pair(self, encoding: Encoding) -> list[g.Value]:
+        return [
+            self.get(np.asarray(encoding.scale), "s/"),
+            self.get(np.asarray(encoding.zero_point).astype(encoding.dtype), "z/"),
+        ]
+
+
+def _insert_pair(
+    ir: g.IrModel, value: g.Value, encoding: Encoding, computes: set[int], for_all: bool, constants: _Constants
+) -> None:
+    name = str(value.name)
+    readers = [(u.node, u.idx) for u in value.uses() if for_all or id(u.node) in computes]
+    is_output = value.is_graph_output() and for_all
+    if not readers and not is_output:
+        return
+    scale, zero = constants.pair(encoding)
+    if is_output:
+        value.name = name + RAW
+    q = g.make_node("QuantizeLinear", [value, scale, zero], [name + "/q"])
+    dq = g.make_node("DequantizeLinear", [q.outputs[0], scale, zero], [name if is_output else name + SUFFIX])
+    made = dq.outputs[0]
+    made.shape, made.type = value.shape, value.type
+    maker = value.producer()
+    if maker is None:
+        g.insert_first(ir, [q, dq])
+    else:
+        g.insert_after(ir, maker, [q, dq])
+    for node, index in readers:
+        node.replace_input_with(index, made)
+    if is_output:
+        g.replace_output(ir, value, made)
+
+
+def _quantize_weights(ir: g.IrModel, encodings: Mapping[str, Encoding], constants: _Constants) -> None:
+    for name, value in list(ir.graph.initializers.items()):
+        encoding = encodings.get(name)
+        array = g.constant(value)
+        if encoding is None or array is None:
+            continue
+        stored = g.add_constant(ir, name + "/q", codes(array, encoding))
+        if encoding.storage:
+            shape = [1] * array.ndim
+            if encoding.axis is not None:
+                shape[encoding.axis] = -1
+            scale = constants.get(np.asarray(encoding.scale).reshape(shape), "s/")
+            cast = g.make_node("Cast", [stored], [name + "/f"], to=1)
+            new = [cast, g.make_node("Mul", [cast.outputs[0], scale], [name + SUFFIX])]
+        else:
+            axis = {} if encoding.axis is None else {"axis": encoding.axis}
+            new = [g.make_node("DequantizeLinear", [stored, *constants.pair(encoding)], [name + SUFFIX], **axis)]
+        g.insert_first(ir, new)
+        g.replace_uses(value, new[-1].outputs[0], outputs_too=False)
+        g.drop_constant(ir, name)
+
+
+def _quantize_bias(ir: g.IrModel, anchor: g.Node, source: Encoding, weight: Encoding, constants: _Constants) -> None:
+    """Bias as int32 at scale input scale x weight scale, as integer kernels add it to the accumulator."""
+    value = anchor.inputs[2] if len(anchor.inputs) > 2 else None
+    bias = g.constant(value)
+    if value is None or bias is None or anchor.op_type not in ("Conv", "Gemm"):
+        return
+    scale = (np.asarray(source.scale, np.float32) * weight.scale).astype(np.float32)
+    q = np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+    name = f"{value.name}@{anchor.name}"
+    stored = g.add_constant(ir, name + "/q", q)
+    axis = {} if weight.axis is None else {"axis": 0}
+    dq = g.make_node("DequantizeLinear", [stored, constants.get(scale, "s/")], [name + SUFFIX], **axis)
+    g.insert_first(ir, [dq])
+    anchor.replace_input_with(2, dq.outputs[0])
+    g.drop_constant(ir, str(value.name))
+
+
+def has_qdq(model: Model) -> bool:
+    """Whether the graph holds Q/DQ nodes or weights stored as integers."""
+    return any(_is_dequantize(n) or _stored_weight(n) for n in g.nodes(model.ir))
+
+
+def _is_dequantize(node: g.Node) -> bool:
+    return node.op_type == "DequantizeLinear"
+
+
+def _stored_weight(node: g.Node) -> bool:
+    """Mul(Cast(integers), scale), all constant."""
+    if node.op_type != "Mul" or node.inputs[0] is None:
+        return False
+    cast = node.inputs[0].producer()
+    if cast is None or cast.op_type != "Cast":
+        return False
+    array = g.constant(cast.inputs[0])
+    return array is not None and array.dtype in (np.int8, np.int16) and g.constant(node.inputs[1]) is not None
+
+
+def from_qdq(model: Model) -> Model:
+    """Fold Q/DQ nodes and stored weights back into a float graph with encodings."""
+    ir = g.clone(model.ir)
+    found: dict[str, Encoding] = dict(model.encodings)
+    for node in g.nodes(ir):
+        if _stored_weight(node):
+            _import_stored(ir, node, found)
+        elif _is_dequantize(node):
+            source = node.inputs[0]
+            maker = source.producer() if source is not None else None
+            if g.constant(source) is not None:
+                _import_constant(ir, node, found)
+            elif maker is not None and maker.op_type == "QuantizeLinear":
+                _import_pair(ir, maker, node, found)
+    ir = g.drop_dead(ir)
+    g.infer_shapes(ir)
+    return model.with_ir(ir, "import Q/DQ").with_encodings(found, f"{len(found)} encodings")
+
+
+def _encoding_of(node: g.Node, like: np.ndarray | None = None) -> Encoding:
+    scale = np.asarray(g.constant(node.inputs[1]), np.float32)
+    zero = g.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    dtype = zero.dtype if zero is not None else (like.dtype if like is not None else np.dtype(np.uint8))
+    zero = np.zeros(scale.shape, np.int64) if zero is None else zero
+    axis = None
+    if scale.ndim:
+        if scale.size == 1 and (like is None or like.ndim == 0):
+            scale, zero = scale.reshape(()), np.asarray(zero).reshape(())
+        else:
+            axis = int(g.attribute(node, "axis", 1))
+    bits = 16 if dtype.itemsize == 2 else 8
+    return Encoding(scale, np.asarray(zero).astype(np.int64), bits, dtype.kind == "i", axis)
+
+
+def _import_constant(ir: g.IrModel, node: g.Node, found: dict[str, Encoding]) -> None:
+    source, out = node.inputs[0], node.outputs[0]
+    array = g.constant(source)
+    assert array is not None
+    name = str(out.name).removesuffix(SUFFIX)
+    if array.dtype == np.int32:
+        name = name.split("@")[0]
+        scale = np.asarray(g.constant(node.inputs[1]), np.float32)
+        made = _fresh_constant(ir, name, (array * scale.astype(np.float64)).astype(np.float32))
+    else:
+        encoding = _encoding_of(node, array)
+        made = _fresh_constant(ir, name, encoding.dequantize(array))
+        found[str(made.name)] = encoding
+    g.replace_uses(out, made)
+    g.remove_node(ir, node)
+
+
+def _import_stored(ir: g.IrModel, mul: g.Node, found: dict[str, Encoding]) -> None:
+    cast = mul.inputs[0].producer()  # type: ignore[union-attr]
+    array = g.constant(cast.inputs[0])  # type: ignore[union-attr]
+    scale = g.constant(mul.inputs[1])
+    assert array is not None and scale is not None
+    axis = next((k for k, n in enumerate(scale.shape) if n > 1), None)
+    if axis is None and scale.ndim == array.ndim and scale.size == 1:
+        # One scale: along the axis where the tensor itself has length one, if it was made per channel.
+        axis = next((k for k, n in enumerate(array.shape) if n == 1), None)
+    flat = scale.reshape(-1) if axis is not None else scale.reshape(())
+    zero = np.zeros(flat.shape, np.int64)
+    encoding = Encoding(flat, zero, 8 * array.dtype.itemsize, True, axis, storage=True)
+    made = _fresh_constant(ir, str(mul.outputs[0].name).removesuffix(SUFFIX), encoding.dequantize(array))
+    found[str(made.name)] = encoding
+    g.replace_uses(mul.outputs[0], made)
+    g.remove_node(ir, mul)
+
+
+def _import_pair(ir: g.IrModel, q: g.Node, dq: g.Node, found: dict[str, Encoding]) -> None:
+    value, out = q.inputs[0], dq.outputs[0]
+    assert value is not None
+    name = str(value.name)
+    found[name.removesuffix(RAW)] = _encoding_of(q)
+    g.replace_uses(out, value)
+    g.remove_node(ir, dq)
+    if not list(q.outputs[0].uses()):
+        g.remove_node(ir, q)
+    if name.endswith(RAW):
+        value.name = name.removesuffix(RAW)
+
+
+def _fresh_constant(ir: g.IrModel, name: str, array: np.ndarray) -> g.Value:
+    """An initializer under this name, or under a numbered one where it is taken."""
+    unique, k = name, 1
+    while unique in ir.graph.initializers:
+        unique, k = f"{name}.{k}", k + 1
+    return g.add_constant(ir, unique, array)

@@ -1,0 +1,76 @@
+"""From a placement and statistics to encodings, and the same for weights that are only stored as integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from roadworthy.model import graph as g
+from roadworthy.model.encoding import Encoding, QuantSpec
+from roadworthy.model.model import Model
+from roadworthy.model.units import Unit, units
+from roadworthy.quantize.observers import encode
+from roadworthy.quantize.place import Placement
+from roadworthy.quantize.statistics import Statistics
+from roadworthy.quantize.weights import weight_encoding, widen_for_bias
+from roadworthy.run.runner import Target
+
+MIN_STORED = 64
+"""Weights with fewer values than this stay as they are: codes and scales would save nothing."""
+
+
+def activation_encodings(
+    placement: Placement, statistics: Mapping[str, Statistics], target: Target, observer: str
+) -> dict[str, Encoding]:
+    """Encodings of all values that the placement wants quantized."""
+    spec = QuantSpec(symmetric=target.symmetric_activations, observer=observer)
+    own = {name: encode(statistics[name], spec) for name in placement.observed}
+    return {name: own[origin] for name, origin in placement.source.items()}
+
+
+def quantize_units(
+    model: Model,
+    placement: Placement,
+    activations: Mapping[str, Encoding],
+    weight_observer: str,
+    store: Mapping[str, int],
+) -> Model:
+    """A model whose int8 units have encodings for activations and weights; the other units store their weights.
+
+    store: unit name -> bits (8 or 16) of the stored weights of units outside int8; absent means left in float.
+    """
+    encodings: dict[str, Encoding] = dict(activations)
+    for unit in units(model.ir):
+        name = str(unit.weight.name)
+        if unit.name in placement.int8:
+            made = int8_weight(unit, weight_observer, activations[str(unit.input.name)])
+        elif unit.name in store:
+            stored = stored_weight(unit, store[unit.name], weight_observer)
+            if stored is None:
+                continue
+            made = stored
+        else:
+            continue
+        # A weight that two layers share has one encoding: the one that computes in int8 decides.
+        if name not in encodings or encodings[name].storage:
+            encodings[name] = made
+    return model.with_encodings(encodings, "quantize")
+
+
+def int8_weight(unit: Unit, observer: str, source: Encoding) -> Encoding:
+    """The encoding of an int8 unit's weight."""
+    weight = g.constant(unit.weight)
+    assert weight is not None
+    spec = QuantSpec(8, True, unit.weight_axis, True, observer)
+    bias = g.constant(unit.bias)
+    return widen_for_bias(weight_encoding(weight, spec), bias, float(source.scale))
+
+
+def stored_weight(unit: Unit, bits: int, observer: str) -> Encoding | None:
+    """The encoding of a weight that is expanded on loading, or None where that would save nothing."""
+    weight = g.constant(unit.weight)
+    assert weight is not None
+    if weight.size < MIN_STORED:
+        return None
+    axis = unit.weight_axis if unit.per_channel else None
+    return replace(weight_encoding(weight, QuantSpec(bits, True, axis, True, observer)), storage=True)
