@@ -251,6 +251,14 @@ def test_real_targets_load_and_run(target):
 # --- failures
 
 
+def children_of(pid):
+    """Process ids of the children that the main thread of a process started; empty where there is no /proc."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
@@ -264,6 +272,7 @@ def test_a_failing_worker_becomes_one_sentence(name, kind, words):
     with pytest.raises(kind, match=words) as caught:
         bench([fake("two_ms"), fake(name)], **SHORT)
     assert "\n" not in str(caught.value)
+    assert not children_of(os.getpid())
 
 
 def test_a_hanging_worker_is_given_up(monkeypatch):
@@ -272,6 +281,7 @@ def test_a_hanging_worker_is_given_up(monkeypatch):
     with pytest.raises(RoadworthyError, match=r"`hangs` .* did not finish `start` within 1 s"):
         bench([fake("hangs")], **SHORT)
     assert time.monotonic() - begun < 6
+    assert not children_of(os.getpid())
 
 
 @pytest.mark.parametrize(
@@ -330,7 +340,7 @@ def test_no_process_outlives_the_benchmark(blow, tmp_path):
         deadline = time.monotonic() + 15
         while not any(pids.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        children = [int(p) for p in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+        children = children_of(parent.pid)
         assert len(children) == 3 and any(int(path.name) in children for path in pids.iterdir())
     finally:
         parent.send_signal(blow)
