@@ -96,9 +96,7 @@ class Quantize:
         target = TARGETS[self.target]
         statistics = Calibration.of(model, samples, placement.observed)
         activations = activation_encodings(placement, statistics, target, self.observer)
-        store = {
-            n: 16 if n in self.wide else 8 for n in placement.why_float if n not in set(self.float_weights)
-        }
+        store = {n: 16 if n in self.wide else 8 for n in placement.why_float if n not in set(self.float_weights)}
         return quantize_units(model, placement, activations, self.weight_observer, store)
 
     def placement(self, model: Model, samples: Samples) -> Placement:
@@ -154,7 +152,9 @@ def _known_layers(model: Model, names: Sequence[str]) -> None:
     known = {u.name for u in units(model.ir)}
     for name in names:
         if name not in known:
-            raise InputError(f"the recipe names the layer {name!r}, which the model does not have; was it made for another?")
+            raise InputError(
+                f"the recipe names the layer {name!r}, which the model does not have; was it made for another?"
+            )
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,9 @@ def _read_step(row: Any, path: str | Path) -> Any:
     if isinstance(row, str):
         row = {row: {}}
     if not isinstance(row, dict) or len(row) != 1:
-        raise InputError(f"each step of the recipe {path} is a name with its settings, as in `- quantize: {{target: ort}}`")
+        raise InputError(
+            f"each step of the recipe {path} is a name with its settings, as in `- quantize: {{target: ort}}`"
+        )
     name, settings = next(iter(row.items()))
     if name not in STEPS:
         raise InputError(f"the recipe {path} has the unknown step `{name}`; known are {', '.join(STEPS)}")
@@ -247,5 +249,7 @@ def _read_step(row: Any, path: str | Path) -> Any:
     choices = {"target": TARGETS, "observer": OBSERVERS, "weight_observer": ("minmax", "mse")}
     for key, allowed in choices.items():
         if key in settings and settings[key] not in allowed:
-            raise InputError(f"`{name}.{key}` in the recipe {path} is {settings[key]!r}; known are {', '.join(allowed)}")
+            raise InputError(
+                f"`{name}.{key}` in the recipe {path} is {settings[key]!r}; known are {', '.join(allowed)}"
+            )
     return STEPS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})

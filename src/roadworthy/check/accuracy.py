@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.data.samples import Sample, Samples, prefetch
+from roadworthy.detect.boxes import clip, iou_matrix
 from roadworthy.detect.decode import classify, detect
 from roadworthy.detect.detections import Detections, Truth
 from roadworthy.detect.evaluate import (
@@ -28,7 +29,6 @@ from roadworthy.detect.evaluate import (
     evaluate_detections,
     map_only,
 )
-from roadworthy.detect.boxes import clip, iou_matrix
 from roadworthy.errors import InputError
 from roadworthy.model.task import Task
 from roadworthy.run.runner import Runner
@@ -66,7 +66,9 @@ class Accuracy:
     detail: DetectionScores | ClassScores | None = None
 
 
-def tensor_of(sample: Sample, task: Task, mirrored: bool = False) -> tuple[NDArray[np.float32], object, tuple[int, int]]:
+def tensor_of(
+    sample: Sample, task: Task, mirrored: bool = False
+) -> tuple[NDArray[np.float32], object, tuple[int, int]]:
     """The input tensor of one image, its geometry, and the image's height and width."""
     image = sample.image()
     if mirrored:

@@ -34,7 +34,9 @@ def read_proto(data: bytes, where: str) -> onnx.ModelProto:
     try:
         proto = onnx.load_model_from_string(data)
     except Exception as error:
-        raise InputError(f"{where} is not an ONNX model, or is cut short: it cannot be parsed; export it again") from error
+        raise InputError(
+            f"{where} is not an ONNX model, or is cut short: it cannot be parsed; export it again"
+        ) from error
     if not proto.graph.node or not proto.graph.output or not proto.ir_version:
         raise InputError(f"{where} is not an ONNX model, or is cut short: it holds no complete graph; export it again")
     return proto
@@ -60,7 +62,9 @@ def check_proto(proto: onnx.ModelProto, where: str) -> None:
             )
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise InputError(f"{where}: the data of {tensor.name!r} is in another file; hand in the path instead of bytes")
+            raise InputError(
+                f"{where}: the data of {tensor.name!r} is in another file; hand in the path instead of bytes"
+            )
         if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
             array = onnx.numpy_helper.to_array(tensor)
             if not np.isfinite(array).all():
@@ -237,7 +241,10 @@ def _run_alone(model: g.IrModel, node: g.Node, feeds: dict[str, NDArray]) -> lis
     graph = onnx.helper.make_graph(
         [single],
         "alone",
-        [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()],
+        [
+            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in feeds.items()
+        ],
         [onnx.helper.make_empty_tensor_value_info(o) for o in single.output],
     )
     imports = [onnx.helper.make_opsetid("", g.opset(model))]

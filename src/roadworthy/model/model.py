@@ -85,7 +85,9 @@ def load(
     check_proto(proto, where)
     if len([v for v in proto.graph.input if v.name not in {t.name for t in proto.graph.initializer}]) != 1:
         names = [v.name for v in proto.graph.input if v.name not in {t.name for t in proto.graph.initializer}]
-        raise InputError(f"{where} has {len(names)} inputs ({', '.join(names[:4])}); a model with one image input is needed")
+        raise InputError(
+            f"{where} has {len(names)} inputs ({', '.join(names[:4])}); a model with one image input is needed"
+        )
     ir = canonicalize(proto, where, input_hw)
     saved = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), None)
     if task is None and saved is not None:

@@ -42,7 +42,6 @@ OPS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-
 def kind(op_type: str) -> Kind | Literal["unknown"]:
     """The row of an operator, or "unknown"."""
     return OPS.get(op_type, "unknown")

@@ -55,9 +55,7 @@ def recognize(model: Model, num_classes: int | None = None) -> Guess | None:
     found = None
     if len(shapes) == 1:
         shape = shapes[0]
-        if len(shape) == 2 and shape[1] > 1:
-            found = _classifier(model, shape[1])
-        elif len(shape) == 4 and shape[2:] == (1, 1) and shape[1] > 1:
+        if (len(shape) == 2 and shape[1] > 1) or (len(shape) == 4 and shape[2:] == (1, 1) and shape[1] > 1):
             found = _classifier(model, shape[1])
         elif len(shape) == 3:
             found = _rows(model, shape, hw, num_classes)
@@ -273,7 +271,9 @@ def preprocessings(kind: str, model: Model) -> tuple[Preprocess, ...]:
     """The preprocessings that published models of a family use, the most common first."""
     hw = image_hw(model)
     if hw is None:
-        raise InputError(f"the input of {model.source} has shape {model.input_shape}, which is no image; use --task raw")
+        raise InputError(
+            f"the input of {model.source} has shape {model.input_shape}, which is no image; use --task raw"
+        )
     channels = model.input_shape[3] if is_nhwc(model) else model.input_shape[1]
     base = Preprocess(size_hw=hw, layout="nhwc" if is_nhwc(model) else "nchw")
     if channels == 1:
@@ -285,7 +285,11 @@ def preprocessings(kind: str, model: Model) -> tuple[Preprocess, ...]:
     if kind == "yolox":
         return base, replace(base, color="rgb"), imagenet, unit
     if kind in ("yolov3", "yolov5", "yolov8"):
-        return replace(unit, anchor="center"), replace(unit, resize="stretch"), replace(unit, color="bgr", anchor="center")
+        return (
+            replace(unit, anchor="center"),
+            replace(unit, resize="stretch"),
+            replace(unit, color="bgr", anchor="center"),
+        )
     if kind == "fastestdet":
         stretched = replace(base, resize="stretch", scale=1 / 255)
         return stretched, replace(stretched, color="rgb")
@@ -319,7 +323,9 @@ def decode_for(kind: str, model: Model, num_classes: int | None) -> DecodeSpec:
         return DecodeSpec("raw", input_hw=hw or (0, 0))
     shapes = _output_shapes(model) or []
     if hw is None:
-        raise InputError(f"the input of {model.source} has shape {model.input_shape}, which is no image; use --task raw")
+        raise InputError(
+            f"the input of {model.source} has shape {model.input_shape}, which is no image; use --task raw"
+        )
     for classes in _class_counts(kind, shapes, num_classes):
         strides = _strides_of(kind, shapes, hw, classes)
         if kind in ("ssd", "classify") or strides is not None:

@@ -83,9 +83,7 @@ def task_from_dict(document: Any, where: str, how: str = "given", base: Task | N
         known = {f.name for f in fields(kind)}
         wrong = set(given) - known
         if wrong:
-            raise InputError(
-                f"`{part}.{sorted(wrong)[0]}` in {where} is unknown; known are {', '.join(sorted(known))}"
-            )
+            raise InputError(f"`{part}.{sorted(wrong)[0]}` in {where} is unknown; known are {', '.join(sorted(known))}")
         settings = {k: _tuples(v) for k, v in given.items()}
         try:
             parts[part] = replace(getattr(base, part), **settings) if base is not None else kind(**settings)

@@ -1,6 +1,6 @@
 """Batch normalization behind a convolution becomes part of its weights.
 
-    y = gamma * (w*x + b - mean) / sqrt(var + eps) + beta  =  (k*w)*x + (b - mean)*k + beta,   k = gamma / sqrt(var + eps)
+y = gamma * (w*x + b - mean) / sqrt(var + eps) + beta  =  (k*w)*x + (b - mean)*k + beta,   k = gamma / sqrt(var + eps)
 """
 
 from __future__ import annotations

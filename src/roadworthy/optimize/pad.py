@@ -25,12 +25,12 @@ def _fold(model: g.IrModel, pad: g.Node) -> str | None:
     if g.attribute(pad, "mode", "constant") != "constant":
         return "not folded: it does not pad with a constant"
     pads = g.constant(pad.inputs[1]) if len(pad.inputs) > 1 else None
-    if pads is None or len(pad.inputs) > 3 and pad.inputs[3] is not None:
+    if pads is None or (len(pad.inputs) > 3 and pad.inputs[3] is not None):
         return "not folded: its amounts are not constant, or it names axes"
     fill = pad.inputs[2] if len(pad.inputs) > 2 else None
     if fill is not None:
         array = g.constant(fill)
-        if array is None or array.size and float(array.reshape(-1)[0]) != 0.0:
+        if array is None or (array.size and float(array.reshape(-1)[0]) != 0.0):
             return "not folded: it does not pad with zero"
     rank = len(pads) // 2
     if rank < 3 or pads[:2].any() or pads[rank : rank + 2].any() or (pads < 0).any():

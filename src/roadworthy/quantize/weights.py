@@ -1,6 +1,6 @@
 """Weights: symmetric codes, one scale per output channel, narrow range (so that -x is exact and int16 sums are safe).
 
-    scale[c] = clip[c] / qmax        clip[c] = f * max |w[c]|, f = 1 (minmax) or the f of least squared error (mse)
+scale[c] = clip[c] / qmax        clip[c] = f * max |w[c]|, f = 1 (minmax) or the f of least squared error (mse)
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ def available() -> bool:
 
 def _core() -> Any:
     if not available():
-        raise MissingExtraError("the target openvino needs OpenVINO: install it with `pip install 'roadworthy[openvino]'`")
+        raise MissingExtraError(
+            "the target openvino needs OpenVINO: install it with `pip install 'roadworthy[openvino]'`"
+        )
     os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
     import openvino
 
@@ -55,7 +57,9 @@ class OpenVinoRunner:
             for tap in taps:
                 if tap in str(error):
                     raise KeyError(tap) from error
-            raise UnsupportedError(f"OpenVINO cannot load the model: {str(error).strip().splitlines()[-1][:300]}") from error
+            raise UnsupportedError(
+                f"OpenVINO cannot load the model: {str(error).strip().splitlines()[-1][:300]}"
+            ) from error
         return compiled.create_infer_request(), tuple(self._name(i) for i in graph.inputs), tuple(outputs)
 
     @staticmethod

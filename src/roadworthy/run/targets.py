@@ -12,8 +12,21 @@ TARGETS: dict[str, Target] = {
     "ort": Target(
         name="ort",
         # QLinear kernels of the CPU provider; an elementwise op outside this set runs in float between DQ and Q.
-        int8_ops=frozenset({"Conv", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat",
-                            "LeakyRelu", "Sigmoid", "Softmax"}),  # fmt: skip
+        int8_ops=frozenset(
+            {
+                "Conv",
+                "Gemm",
+                "MatMul",
+                "Add",
+                "Mul",
+                "AveragePool",
+                "GlobalAveragePool",
+                "Concat",
+                "LeakyRelu",
+                "Sigmoid",
+                "Softmax",
+            }
+        ),  # fmt: skip
         passthrough_ops=_MOVES | {"Resize"},
         fused_activations=frozenset({"Relu", "Clip"}),
         unit_activations=frozenset(),
