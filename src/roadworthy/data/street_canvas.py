@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Color = tuple[float, float, float]  # B,G,R 0..255
 Points = NDArray[np.float64]  # N,2 pixels
 
+HEIGHT, WIDTH = 256, 416  # pixels of every scene
 SHIFT = 3  # fractional bits of drawing coordinates
 FRACTION = 1 << SHIFT
 FAR_OUT = 3000.0  # pixels; clip before the rasterizer's fixed point overflows
