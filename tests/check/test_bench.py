@@ -203,6 +203,7 @@ def test_the_result_is_plain_json():
     result = bench([fake("two_ms")], **SHORT)
     data = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert data["threads"] == 1 and data["rounds"] == result.rounds
+    assert data["quiet"] is not any("never quiet" in note for note in data["notes"])
     (row,) = data["entries"]
     for key in ("label", "target", "ratio", "median_ms", "p90_ms", "qps", "load_ms", "peak_mb", "file_bytes"):
         assert row[key] is not None, key
@@ -237,6 +238,16 @@ def test_end_to_end_covers_preprocessing_and_decoding():
     assert boxes.stages_ms["run"] >= 2.0 and min(boxes.stages_ms.values()) > 0
     assert sum(boxes.stages_ms.values()) == pytest.approx(boxes.end_to_end.median_ms, rel=0.25)
     assert boxes.end_to_end_ratio == 1.0 and result.rows()[0]["end_to_end_ms"] == boxes.end_to_end.median_ms
+
+
+@pytest.mark.parametrize("kind", ["classify", "raw"])
+def test_end_to_end_of_a_classifier_and_of_raw_outputs(kind):
+    decode = DecodeSpec(kind=kind, num_classes=3, input_hw=(64, 64), scores_are_logits=True)
+    frames = [np.zeros((80, 64, 3), np.uint8)]
+    entry = fake("logits", frames=frames, preprocess=Preprocess((64, 64), resize="stretch"), decode=decode)
+    (row,) = bench([entry], **SHORT).rows()
+    assert row["end_to_end_ms"] > row["stages_ms"]["preprocess"] > 0
+    assert (row["stages_ms"]["decode"] > 0.002) == (kind == "classify")  # a softmax takes microseconds, nothing less
 
 
 @pytest.mark.parametrize("target", ["ort", "openvino"])

@@ -106,13 +106,17 @@ class Measured:
 class BenchResult:
     """All entries in the order given; the first is the baseline of the ratios.
 
-    canary: best and median GFLOP/s per thread, and the threshold.   notes: what a reader of the figures must know.
+    quiet: the figures rest on undisturbed samples. Where it is False a ratio is no ground for a decision: runtimes
+    suffer unequally when a core is taken from them (their threads wait for each other).
+    canary: reference and median GFLOP/s per thread, and the threshold.
+    notes: what a reader of the figures must know.
     """
 
     entries: tuple[Measured, ...]
     threads: int
     rounds: int
     seconds: float
+    quiet: bool
     canary: dict[str, float]
     environment: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -213,6 +217,7 @@ def bench(
         memory = [worker.ask(_LOAD_TIMEOUT_S, do="memory") for worker in workers]
     say(1.0, "done")
     measured, notes = summarize(drive.samples, [entry.label for entry in entries])
+    quiet = not notes
     results = [
         Measured(
             label=entry.label,
@@ -235,6 +240,7 @@ def bench(
         threads=threads,
         rounds=played,
         seconds=round(time.monotonic() - begun, 2),
+        quiet=quiet,
         canary={
             "reference_gflops": reference(drive.levels) / 1e9,
             "median_gflops": float(np.median(drive.levels)) / 1e9,

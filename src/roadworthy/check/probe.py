@@ -20,7 +20,7 @@ from roadworthy.detect.decode import classify, detect
 from roadworthy.model.task import Task
 from roadworthy.run.runner import Runner
 
-Z = 3.0
+Z = 2.5
 IMAGES = 48
 
 
@@ -38,6 +38,8 @@ class Finding:
     means: tuple[float, ...]
     images: int
     by_labels: bool
+    clear_of_first: bool = False
+    """Whether the best stands clear of the first candidate, whatever the others do."""
 
 
 def probe(runner: Runner, candidates: Sequence[Task], samples: Samples, images: int = IMAGES, seed: int = 0) -> Finding:
@@ -55,6 +57,7 @@ def probe(runner: Runner, candidates: Sequence[Task], samples: Samples, images: 
         means=tuple(float(m) * 100 for m in means),
         images=len(chosen),
         by_labels=labelled(candidates[0], samples),
+        clear_of_first=best != 0 and z_score(figures[:, best], figures[:, 0]) >= Z,
     )
 
 

@@ -94,3 +94,25 @@ class Statistics:
         """(BINS,) the middle of every bin."""
         width = (self.hist_hi - self.hist_lo) / BINS
         return self.hist_lo + width * (np.arange(BINS) + 0.5)
+
+    def to_arrays(self) -> dict[str, NDArray]:
+        """Everything gathered, as arrays to be kept in a file."""
+        arrays = {
+            "numbers": np.array([self.lo, self.hi, self.hist_lo, self.hist_hi], np.float64),
+            "counts": np.array([self.count, self._batches, int(self.histogram)], np.int64),
+            "axis": np.array([] if self.channel_axis is None else [self.channel_axis], np.int64),
+            "hist": self.hist,
+        }
+        if self._channel_sum is not None:
+            arrays["channel_sum"] = self._channel_sum
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray]) -> Statistics:
+        """The way back from `to_arrays`."""
+        made = cls(int(arrays["axis"][0]) if len(arrays["axis"]) else None, bool(arrays["counts"][2]))
+        made.lo, made.hi, made.hist_lo, made.hist_hi = (float(v) for v in arrays["numbers"])
+        made.count, made._batches = int(arrays["counts"][0]), int(arrays["counts"][1])
+        made.hist = arrays["hist"]
+        made._channel_sum = arrays.get("channel_sum")
+        return made

@@ -1,0 +1,201 @@
+"""Settling the task of a model: from its metadata, from the user, from the graph, and by measurement where needed.
+
+A contract that nothing proves is never guessed. What the graph leaves open is measured on the user's own images; when
+the measurement does not stand clear, the user is asked, and told which two answers are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from roadworthy.check.accuracy import with_names
+from roadworthy.check.probe import Finding, probe
+from roadworthy.data.dataset import Dataset, check_classes
+from roadworthy.data.preprocess import Preprocess
+from roadworthy.data.samples import Samples
+from roadworthy.detect.decode import DECODERS
+from roadworthy.errors import InputError
+from roadworthy.model.model import Model
+from roadworthy.model.recognize import decode_for, preprocessings, recognize
+from roadworthy.model.task import Task, task_from_yaml
+from roadworthy.run.runner import Runner
+
+KINDS = (*DECODERS, "classify", "raw")
+FIRST_LOOK, SECOND_LOOK = 48, 128
+
+
+def settle_task(
+    model: Model, dataset: Dataset | None, given: str | None, load: Callable[[], Runner], seed: int = 0
+) -> tuple[Task, list[str]]:
+    """The task contract, and one line per thing that was found out on the way.
+
+    given: a kind (one of KINDS), the path of a YAML file, or None.   load: makes a runner of the model, called only
+    when something has to be measured.   Raises InputError when the task is not certain, saying what to give.
+    """
+    notes: list[str] = []
+    classes = len(dataset.class_names) if dataset is not None and dataset.class_names else None
+    if given is not None and given not in KINDS:
+        if not Path(given).is_file():
+            raise InputError(f"--task {given!r} is neither one of {', '.join(KINDS)} nor an existing YAML file")
+        task = task_from_yaml(given, base=_base(model, classes))
+    elif given is None and model.task is not None:
+        task = model.task
+    else:
+        task, notes = _found(model, dataset, given, classes, load, seed)
+    if task.preprocess.size_hw != task.decode.input_hw and task.decode.kind != "raw":
+        task = replace(task, decode=replace(task.decode, input_hw=task.preprocess.size_hw))
+    _fits_input(model, task)
+    if dataset is not None:
+        if task.decode.kind != "raw":
+            check_classes(dataset, task.decode.num_classes, task.decode.class_names)
+        task = with_names(task, dataset.class_names)
+    return task, notes
+
+
+def _base(model: Model, classes: int | None) -> Task | None:
+    """What a YAML file may leave out: whatever the model's metadata or its graph already says."""
+    if model.task is not None:
+        return model.task
+    guess = recognize(model, classes)
+    return None if guess is None else Task(guess.preprocess[0], guess.decode)
+
+
+def _fits_input(model: Model, task: Task) -> None:
+    height, width = task.preprocess.size_hw
+    channels = task.preprocess.channels
+    wanted = (1, height, width, channels) if task.preprocess.layout == "nhwc" else (1, channels, height, width)
+    if model.input_shape != wanted:
+        raise InputError(
+            f"the task makes an input of shape {list(wanted)}, but {model.source} takes {list(model.input_shape)};"
+            " correct preprocess.size_hw, color or layout"
+        )
+
+
+def _found(
+    model: Model, dataset: Dataset | None, given: str | None, classes: int | None, load: Callable[[], Runner], seed: int
+) -> tuple[Task, list[str]]:
+    told = ", ".join(f"{n} {_shape(model, n)}" for n in model.output_names[:6])
+    if given == "raw":
+        raise InputError(
+            "--task raw says nothing of how an image becomes the input; give --task FILE with `decode: {kind: raw}`"
+            " and a `preprocess` section"
+        )
+    if given is None:
+        guess = recognize(model, classes)
+        if guess is None:
+            raise InputError(
+                f"the task of {model.source} is not certain from its outputs ({told});"
+                f" give --task with one of {', '.join(KINDS)}, or a YAML file"
+            )
+        decode, why, candidates = guess.decode, guess.why, guess.preprocess
+    else:
+        decode, why = decode_for(given, model, classes), "as given"
+        candidates = preprocessings(decode.kind, model)
+    if dataset is not None:
+        check_classes(dataset, decode.num_classes, decode.class_names)
+    tasks = [Task(p, decode, how="graph") for p in candidates]
+    notes = [f"task {decode.kind}: {why}"]
+    if dataset is None or len(tasks) == 1:
+        if decode.kind == "classify" and len(tasks) > 1:
+            raise InputError(
+                f"the preprocessing of {model.source} is not in the file and there are no images to measure it on;"
+                " give --task FILE with a `preprocess` section"
+            )
+        return tasks[0], notes
+    samples = dataset.calibration if dataset.calibration.kind == dataset.kind else dataset.test
+    chosen, line = _measured(model, tasks, samples, load(), seed)
+    return replace(chosen, how="graph and measurement"), [*notes, line]
+
+
+def _shape(model: Model, name: str) -> str:
+    from roadworthy.model import graph as g
+
+    shape = g.static_shape(g.values(model.ir)[name])
+    return str(list(shape)) if shape else "of unknown shape"
+
+
+def _measured(model: Model, tasks: Sequence[Task], samples: Samples, runner: Runner, seed: int) -> tuple[Task, str]:
+    """The preprocessing among several that fits best.
+
+    Detectors have one convention per family, which stands unless the images contradict it clearly; classifiers have
+    several, so one of them has to stand clear of all others.
+    """
+    finding = probe(runner, tasks, samples, FIRST_LOOK, seed)
+    if not finding.decisive and len(samples) > FIRST_LOOK:
+        # Only contenders get the longer look.
+        near = [k for k, m in enumerate(finding.means) if m >= 0.6 * finding.means[finding.best] or k == 0]
+        again = probe(runner, [tasks[k] for k in near], samples, SECOND_LOOK, seed)
+        best = near[again.best]
+        runner_up = near[again.runner_up] if again.runner_up is not None else None
+        means = list(finding.means)
+        for k, m in zip(near, again.means):
+            means[k] = m
+        finding = Finding(best, runner_up, again.decisive, tuple(means), again.images, again.by_labels)
+    if not finding.decisive and tasks[0].is_detector:
+        finding = replace(finding, best=0, runner_up=1)
+    elif not finding.decisive:
+        assert finding.runner_up is not None
+        raise InputError(
+            f"the preprocessing of {model.source} is not certain: on {finding.images} images"
+            f" {_call(tasks[finding.best].preprocess)} and {_call(tasks[finding.runner_up].preprocess)} do about equally"
+            f" well ({finding.means[finding.best]:.1f} and {finding.means[finding.runner_up]:.1f});"
+            " give --task FILE with the right `preprocess` section"
+        )
+    best, next_best = finding.best, finding.runner_up
+    what = "confidence in the right answer" if finding.by_labels else "confidence"
+    line = f"preprocessing {_call(tasks[best].preprocess)}: {what} {finding.means[best]:.1f}"
+    if next_best is not None:
+        line += f", next best {_call(tasks[next_best].preprocess)} {finding.means[next_best]:.1f}"
+    return tasks[best], f"{line}, on {finding.images} images"
+
+
+def _call(p: Preprocess) -> str:
+    """A preprocessing in a few words."""
+    scale = {1.0: "0..255", 1 / 255: "/255", 1 / 127.5: "/127.5"}.get(p.scale, f"x{p.scale:.4g}")
+    norm = "" if not any(p.mean) and all(s == 1 for s in p.std) else " mean/std"
+    if p.scale == 1 / 127.5 and set(p.mean) == {1.0}:
+        scale, norm = "-1..1", ""
+    return f"{p.color} {scale}{norm} {p.resize}"
+
+
+def suspects(model: Model, task: Task, samples: Samples, runner: Runner, seed: int = 0) -> list[str]:
+    """Settings of a contract that the images contradict, one sentence each; empty when nothing beats it clearly."""
+    found = []
+    for field, variants in _variants(model, task).items():
+        finding = probe(runner, [task, *variants], samples, SECOND_LOOK if len(samples) > FIRST_LOOK else len(samples), seed)
+        if finding.best != 0 and finding.clear_of_first:
+            part, name = field.split(".")
+            mine, better = getattr(getattr(task, part), name), getattr(getattr(variants[finding.best - 1], part), name)
+            found.append(
+                f"{field} is {mine}, but {better} fits the network better: {finding.means[finding.best]:.1f} against"
+                f" {finding.means[0]:.1f} on {finding.images} images"
+            )
+    return found
+
+
+def _variants(model: Model, task: Task) -> dict[str, list[Task]]:
+    """Contracts that differ from one in a single field, for each field that people get wrong."""
+    p, d = task.preprocess, task.decode
+    found: dict[str, list[Task]] = {}
+    if p.color in ("bgr", "rgb"):
+        other = "rgb" if p.color == "bgr" else "bgr"
+        found["preprocess.color"] = [replace(task, preprocess=replace(p, color=other))]
+    scales = [s for s in (1.0, 1 / 255, 1 / 127.5) if abs(s - p.scale) > 1e-9]
+    found["preprocess.scale"] = [replace(task, preprocess=replace(p, scale=s)) for s in scales]
+    others = [r for r in ("letterbox", "stretch") if r != p.resize and p.resize in ("letterbox", "stretch")]
+    if others:
+        found["preprocess.resize"] = [replace(task, preprocess=replace(p, resize=r)) for r in others]
+    if p.resize == "letterbox":
+        anchor = "center" if p.anchor == "topleft" else "topleft"
+        found["preprocess.anchor"] = [replace(task, preprocess=replace(p, anchor=anchor))]
+    if d.strides and task.is_detector:
+        guess = recognize(model, d.num_classes or None)
+        orders = {tuple(sorted(d.strides))}
+        if guess is not None and guess.decode.strides:
+            orders.add(guess.decode.strides)
+        right = [o for o in sorted(orders) if o != d.strides]
+        if right:
+            found["decode.strides"] = [replace(task, decode=replace(d, strides=o)) for o in right]
+    return {k: v for k, v in found.items() if v}

@@ -1,0 +1,426 @@
+"""The main job: from a model and images to a compressed model, the proof, and an exit code.
+
+    load -> read images -> settle the task -> measure the original -> search on each target -> verify -> write
+
+Everything is written into a temporary folder beside the output and renamed at the end; finished stages are kept beside
+it until then, so that `--resume` goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from roadworthy import __version__
+from roadworthy.check.accuracy import Predictions
+from roadworthy.check.bench import BenchResult, Entry, bench
+from roadworthy.check.contract import settle_task
+from roadworthy.check.judge import Judge
+from roadworthy.check.machine import versions
+from roadworthy.check.report import write_html, write_json
+from roadworthy.data.dataset import Dataset
+from roadworthy.data.readers import read
+from roadworthy.data.samples import Samples
+from roadworthy.errors import InputError
+from roadworthy.evidence import Evidence, gather
+from roadworthy.model.model import Model, load
+from roadworthy.model.task import Task
+from roadworthy.recipe import Calibration, Quantize, Recipe, read_recipe
+from roadworthy.run import openvino
+from roadworthy.run.targets import TARGETS
+from roadworthy.search import Search, Trial, Ui
+from roadworthy.stages import Stages, pack_predictions, pack_statistics, unpack_predictions, unpack_statistics
+
+FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
+EFFORTS = ("quick", "normal", "thorough")
+RESOLUTION = 0.95
+"""A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for.
+
+    task: a kind, a YAML file, or None to find out.   target: a key of TARGETS or "auto".   max_drop: points of mAP or
+    top-1.   min_sqnr: dB, for raw tasks.   recipe: a YAML file to replay instead of searching.
+    size_hw: input height and width for a model that leaves them open.   threads: 0 means every core.
+    """
+
+    task: str | None = None
+    target: str = "auto"
+    max_drop: float = 0.5
+    min_sqnr: float = 25.0
+    recipe: str | None = None
+    effort: str = "normal"
+    seed: int = 0
+    threads: int = 0
+    size_hw: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        if self.target != "auto" and self.target not in TARGETS:
+            raise InputError(f"the target {self.target!r} is unknown; known are {', '.join(TARGETS)} and auto")
+        if self.effort not in EFFORTS:
+            raise InputError(f"the effort {self.effort!r} is unknown; known are {', '.join(EFFORTS)}")
+        if not 0 <= self.max_drop <= 100:
+            raise InputError(f"--max-drop is {self.max_drop}; give points between 0 and 100")
+        if self.target == "openvino" and not openvino.available():
+            raise InputError("the target openvino is not installed; `pip install 'roadworthy[openvino]'`, or use --target ort")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets to search on."""
+        if self.target != "auto":
+            return (self.target,)
+        return tuple(t for t in TARGETS if t != "openvino" or openvino.available())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.   exit_code: 0 when all budgets hold, 3 when one does not."""
+
+    folder: Path
+    report: dict[str, Any]
+    exit_code: int
+
+
+def compress(
+    model_source: str | Path,
+    data_source: str | Path | Dataset,
+    out: str | Path,
+    settings: Settings | None = None,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    ui: Ui | None = None,
+    command: str | None = None,
+) -> Outcome:
+    """Compress a model under a budget and write model, report and recipe into `out`.
+
+    Raises RoadworthyError with one sentence for input that cannot be used; `out` is untouched then.
+    """
+    settings, ui = settings or Settings(), ui or Ui()
+    settings.check()
+    started = time.monotonic()
+    folder = Path(out)
+    check_output(folder, force)
+    clock = _Clock()
+    with clock("load"):
+        model = load(model_source, input_hw=settings.size_hw)
+        if has_integers(model):
+            raise InputError(f"{model.source} is quantized already; hand in the original float model")
+        dataset = data_source if isinstance(data_source, Dataset) else read(data_source, split_seed=settings.seed)
+    replay = read_recipe(settings.recipe) if settings.recipe else None
+    with clock("task"):
+        task, notes = settle_task(
+            model, dataset, settings.task, lambda: _float_runner(model, settings.threads), settings.seed
+        )
+        for line in notes:
+            ui.note(line)
+    model = model.with_task(task)
+    calibration = dataset.calibration
+    stages = Stages(_stage_folder(folder), _key(model, dataset, settings), resume)
+    remember = _memory(stages)
+    with clock("original"):
+        judge = _judge(model, task, dataset.test, settings, ui, stages)
+    _restore(stages, model, calibration, replay[0] if replay else None, settings)
+
+    searches: list[Search] = []
+    chosen: list[Trial] = []
+    with clock("search"):
+        for target in settings.targets if replay is None else (_replay_target(replay[0], settings),):
+            search = Search(model, task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui, remember)
+            with ui.stage("calibration", None):
+                _calibrate(stages, model, calibration, search, replay[0] if replay else None)
+            if replay is None:
+                chosen.append(search.run())
+            else:
+                trial = search.build("replayed", "as the recipe says", replay[0])
+                search.evaluate(trial)
+                trial.why = f"replayed from {settings.recipe}"
+                search.trials.append(trial)
+                chosen.append(trial)
+            searches.append(search)
+    with clock("speed"):
+        speed, best = _final_speed(model, task, dataset.test, chosen, settings, ui)
+    with clock("proof"), ui.stage("layer by layer", None):
+        evidence = gather(model, best, searches, judge, calibration, dataset, speed, settings.seed, RESOLUTION)
+    seconds = time.monotonic() - started
+    report = _report(model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command)
+    _write(folder, best, report, evidence, force)
+    stages.drop()
+    return Outcome(folder, report, 0 if report["verdict"] == "hold" else 3)
+
+
+def has_integers(model: Model) -> bool:
+    from roadworthy.quantize.qdq import has_qdq
+
+    return has_qdq(model)
+
+
+def _float_runner(model: Model, threads: int) -> Any:
+    return TARGETS["ort"].runner(model.float_bytes(), threads)
+
+
+class _Clock:
+    """Seconds per step of the job, for the report."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, name: str) -> _Clock:
+        self._name, self._start = name, time.monotonic()
+        return self
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.rows.append({"name": self._name, "seconds": time.monotonic() - self._start})
+
+
+# Output folder
+
+
+def check_output(folder: Path, force: bool) -> None:
+    """Refuse an output folder that exists, or that cannot be made, before any work is done."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output {folder} is a file; give a folder with --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        strangers = sorted(p.name for p in folder.iterdir() if p.name not in FILES)
+        if strangers:
+            raise InputError(f"the output folder {folder} holds other files ({strangers[0]}); give another with --out")
+        if not force:
+            raise InputError(f"the output folder {folder} exists; add --force to replace it, or give another with --out")
+    parent = folder.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".roadworthy-"):
+            pass
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise InputError(f"the output folder {folder} cannot be written: {error.strerror}; give another with --out") from error
+
+
+def _stage_folder(folder: Path) -> Path:
+    return folder.absolute().parent / f".{folder.name}.stages"
+
+
+def _write(folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence, force: bool) -> None:
+    """All files at once: into a temporary folder, then one rename."""
+    parent = folder.absolute().parent
+    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}-"))
+    try:
+        temporary.chmod(0o755)
+        (temporary / "model.onnx").write_bytes(best.data)
+        (temporary / "recipe.yaml").write_text(report["recipe"])
+        write_json(report, temporary / "report.json")
+        write_html(report, evidence.pictures, temporary / "report.html")
+        if folder.is_dir():
+            if any(folder.iterdir()) and not force:
+                raise InputError(f"the output folder {folder} has appeared meanwhile; add --force to replace it")
+            old = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}-old-"))
+            folder.rename(old / "old")
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+# Stages
+
+
+def _key(model: Model, dataset: Dataset, settings: Settings) -> str:
+    parts = {
+        "version": __version__,
+        "model": model.sha256,
+        "calibration": dataset.calibration.content_id,
+        "test": dataset.test.content_id,
+        "task": model.task.to_json() if model.task else "",
+        "settings": {k: v for k, v in asdict(settings).items() if k not in ("max_drop", "min_sqnr")},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _memory(stages: Stages) -> Callable[[str, bytes, Callable[[], Predictions]], Predictions]:
+    """Predictions of one file on one target, computed once and kept as a stage."""
+
+    def remember(target: str, data: bytes, work: Callable[[], Predictions]) -> Predictions:
+        name = f"predictions-{target}-{hashlib.sha256(data).hexdigest()[:16]}"
+        kept = stages.get(name)
+        if kept is not None:
+            return unpack_predictions(kept)
+        made = work()
+        stages.put(name, pack_predictions(made))
+        return made
+
+    return remember
+
+
+def _judge(model: Model, task: Task, test: Samples, settings: Settings, ui: Ui, stages: Stages) -> Judge:
+    from roadworthy.check.accuracy import predict, reference_of
+
+    runner = _float_runner(model, settings.threads)
+    remember = _memory(stages)
+
+    def work() -> Predictions:
+        with ui.stage("original: test images", len(test)) as advance:
+            return predict(runner, task, test, progress=advance)
+
+    original = remember("ort", model.float_bytes(), work)
+    with ui.stage("reference", len(test)) as advance:
+        reference = reference_of(lambda: runner, task, test, progress=advance)
+    judge = Judge(task, test, original, reference, settings.max_drop, settings.min_sqnr)
+    if not judge.raw:
+        by = "labels" if reference.kind == "labels" else "its own results on mirrored images"
+        ui.note(f"original: {judge.metric} {judge.original_value:.2f} on {len(test)} test images, against {by}")
+    return judge
+
+
+def _chosen(calibration: Samples, recipe: Recipe) -> Samples:
+    return recipe.choose(calibration)
+
+
+def _restore(stages: Stages, model: Model, calibration: Samples, replay: Recipe | None, settings: Settings) -> None:
+    kept = stages.get("statistics")
+    if kept is None:
+        return
+    from roadworthy.recipe import Fold
+    from roadworthy.search import EFFORT_IMAGES
+
+    recipe = replay or Recipe((), EFFORT_IMAGES[settings.effort], settings.seed)
+    Calibration.put(Fold()(model, calibration), _chosen(calibration, recipe), unpack_statistics(kept))
+
+
+def _calibrate(stages: Stages, model: Model, calibration: Samples, search: Search, replay: Recipe | None) -> None:
+    """One pass over the calibration images, before the search asks for anything; kept as a stage."""
+    from roadworthy.recipe import Fold
+
+    recipe = replay or search.recipe()
+    chosen = _chosen(calibration, recipe)
+    folded = Fold()(model, chosen)
+    step = next((s for s in recipe.steps if isinstance(s, Quantize)), Quantize(search.target))
+    from roadworthy.quantize.place import place
+
+    values = place(folded.ir, TARGETS[step.target]).observed
+    known = Calibration.of(folded, chosen, values)
+    stages.put("statistics", pack_statistics(known))
+
+
+def _replay_target(recipe: Recipe, settings: Settings) -> str:
+    """The target that a recipe was made for; stored weights run anywhere."""
+    step = next((s for s in recipe.steps if isinstance(s, Quantize)), None)
+    if step is not None:
+        if settings.target not in ("auto", step.target):
+            raise InputError(f"the recipe is for the target {step.target}, but --target is {settings.target}; leave it out")
+        return str(step.target)
+    return settings.targets[-1] if settings.target == "auto" else settings.target
+
+
+# Speed and report
+
+
+def _final_speed(
+    model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, ui: Ui
+) -> tuple[BenchResult, Trial]:
+    """The longer measurement of what was chosen, originals beside it, and the winner among targets."""
+    frames = [s.image() for s in test[:8]]
+    decode = task.decode if task.is_detector else None
+    original = model.float_bytes()
+
+    def entry(label: str, data: bytes, target: str) -> Entry:
+        return Entry(label, data, target, frames, task.preprocess, decode)
+
+    entries = [entry(f"original on {t.target}", original, t.target) for t in chosen]
+    entries += [entry(f"{t.variant} on {t.target}", t.data, t.target) for t in chosen]
+    with ui.stage("speed", 100) as advance:
+        result = bench(
+            entries,
+            threads=settings.threads or None,
+            seconds=(3.0 if settings.effort == "quick" else 6.0) * len(chosen),
+            progress=lambda share, _: advance(int(100 * share)),
+        )
+    for trial in chosen:
+        base, mine = result[f"original on {trial.target}"], result[f"{trial.variant} on {trial.target}"]
+        trial.ratio = base.runtime.median_ms / mine.runtime.median_ms
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        latency = result[f"{trial.variant} on {trial.target}"].runtime.median_ms
+        return (not (trial.judgement is not None and trial.judgement.holds), latency)
+
+    best = min(chosen, key=rank)
+    for trial in chosen:
+        if trial is not best:
+            trial.why = f"rejected: {best.variant} on {best.target} is faster" if rank(trial)[0] == rank(best)[0] else "rejected: breaks the budget"
+    return result, best
+
+
+def _report(
+    model: Model,
+    dataset: Dataset,
+    best: Trial,
+    evidence: Evidence,
+    speed: BenchResult,
+    settings: Settings,
+    notes: list[str],
+    replay: tuple[Recipe, dict[str, str]] | None,
+    clock: _Clock,
+    seconds: float,
+    command: str | None,
+) -> dict[str, Any]:
+    task = model.task
+    assert task is not None
+    made_with = {
+        "model_sha256": model.sha256,
+        "data": dataset.calibration.content_id,
+        "task_sha256": hashlib.sha256(task.to_json().encode()).hexdigest(),
+        "roadworthy": __version__,
+        "onnxruntime": versions().get("onnxruntime", ""),
+    }
+    warnings = list(evidence.warnings)
+    if replay is not None:
+        for name, value in replay[1].items():
+            if value != made_with.get(name):
+                warnings.append(f"the recipe was made with another {name.replace('_', ' ')}; the result may differ")
+    return {
+        "roadworthy": __version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": command,
+        "seconds": seconds,
+        "verdict": "broken" if any(b["verdict"] == "broken" for b in evidence.budgets) else "hold",
+        "summary": evidence.summary,
+        "warnings": warnings,
+        "original": evidence.original,
+        "result": evidence.result,
+        "task": {"kind": task.decode.kind, "how": "; ".join(notes) or task.how, **{k: v for k, v in task.to_dict().items() if k != "version"}},
+        "data": {
+            "source": dataset.source,
+            "content_id": f"calibration {dataset.calibration.content_id}, test {dataset.test.content_id}",
+            "kind": dataset.kind,
+            "calibration_images": min(best.recipe.images, len(dataset.calibration)),
+            "test_images": len(dataset.test),
+            "note": dataset.note,
+        },
+        "budgets": evidence.budgets,
+        "accuracy": evidence.accuracy,
+        "speed": evidence.speed,
+        "size": evidence.size,
+        "candidates": evidence.candidates,
+        "sensitivity": evidence.sensitivity,
+        "layers": evidence.layers,
+        "steps": clock.rows,
+        "environment": speed.environment,
+        "recipe": best.recipe.to_yaml(made_with),
+        "seed": settings.seed,
+    }

@@ -1,0 +1,287 @@
+"""The search for the smallest, fastest model whose budget holds on one target.
+
+    1. int8 wherever the target computes in int8. If that is not faster than float there, it is dropped: smaller codes
+       do not excuse a slower model.
+    2. If it is faster but breaks the budget, the layers are measured one by one (only that layer in int8) and kept in
+       float, the most damage per saved multiplication first, twice as many each time, until the budget holds.
+    3. Else the weights are stored as integers and computed with in float: as fast as the original, a quarter of its
+       size. If that breaks the budget, the worst layers are stored with 16 bits, then left alone.
+
+Layers and observers are chosen on calibration images. The test images judge; how often they were looked at is reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roadworthy.check.accuracy import Predictions, predict, tensor_of
+from roadworthy.check.bench import BenchResult, Entry, bench
+from roadworthy.check.judge import Judge, Judgement, distance
+from roadworthy.data.samples import Samples
+from roadworthy.model.model import Model
+from roadworthy.model.task import Task
+from roadworthy.model.units import units
+from roadworthy.quantize.place import multiplications
+from roadworthy.quantize.qdq import to_qdq
+from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe, StoreWeights
+from roadworthy.run.targets import TARGETS
+
+FASTER = 1.05
+"""int8 must beat float by this factor; less is within what a short measurement can tell apart."""
+EFFORT_IMAGES = {"quick": 32, "normal": 128, "thorough": 256}
+EFFORT_OBSERVERS = {"quick": ("mse",), "normal": ("mse", "percentile", "minmax"), "thorough": ("mse", "percentile", "minmax", "kl")}
+SENSITIVITY_IMAGES = {"quick": 4, "normal": 8, "thorough": 16}
+
+Advance = Callable[[int], None]
+
+
+class Ui:
+    """Where a job tells what it does; this one is silent."""
+
+    @contextmanager
+    def stage(self, text: str, total: int | None = None) -> Iterator[Advance]:
+        """A piece of work; the function it gives takes the number of finished parts."""
+        yield lambda done: None
+
+    def note(self, text: str) -> None:
+        """One line worth knowing."""
+
+
+@dataclass(eq=False)
+class Trial:
+    """One candidate: how it was made and what came of it."""
+
+    name: str
+    variant: str
+    target: str
+    recipe: Recipe
+    data: bytes
+    model: Model
+    predictions: Predictions | None = None
+    judgement: Judgement | None = None
+    ratio: float | None = None
+    seconds: float = 0.0
+    why: str = ""
+
+
+@dataclass
+class Sensitivity:
+    """Damage of one layer alone.   value: mean task distance.   gain: share of all multiplications (or bytes)."""
+
+    layer: str
+    value: float
+    gain: float
+
+
+@dataclass
+class Search:
+    """Everything the search on one target needs, and what it gathers."""
+
+    model: Model
+    task: Task
+    calibration: Samples
+    judge: Judge
+    target: str
+    effort: str
+    seed: int
+    threads: int
+    ui: Ui
+    remember: Callable[[str, bytes, Callable[[], Predictions]], Predictions]
+    trials: list[Trial] = field(default_factory=list)
+    sensitivity: list[Sensitivity] = field(default_factory=list)
+    sensitivity_metric: str = ""
+    warnings: list[str] = field(default_factory=list)
+    speed: BenchResult | None = None
+
+    @property
+    def images(self) -> int:
+        return EFFORT_IMAGES[self.effort]
+
+    def recipe(self, *steps: object) -> Recipe:
+        return Recipe((Fold(), *steps, CorrectBias()), self.images, self.seed)
+
+    def run(self) -> Trial:
+        """The chosen trial; its `why` says why it, and every other trial's why not."""
+        stored = self.build("stored weights", "int8-stored weights", self.recipe(StoreWeights()))
+        self.trials.append(stored)
+        int8 = self._best_int8()
+        if int8 is not None:
+            self.trials.insert(0, int8)
+            self._measure_speed([int8, stored])
+            if int8.ratio is not None and int8.ratio >= FASTER:
+                found = self._int8_under_budget(int8)
+                if found is not None:
+                    stored.why = "not needed: int8 holds the budget and is faster"
+                    return found
+            else:
+                if self.effort != "quick":
+                    self.evaluate(int8)
+                int8.why = f"rejected: {_times(int8.ratio)} of float on {self.target}"
+        return self._stored_under_budget(stored)
+
+    # Candidates
+
+    def build(self, name: str, variant: str, recipe: Recipe) -> Trial:
+        """Apply a recipe and serialize."""
+        started = time.monotonic()
+        made = recipe.apply(self.model, self.calibration)
+        return Trial(name, variant, self.target, recipe, to_qdq(made), made, seconds=time.monotonic() - started)
+
+    def evaluate(self, trial: Trial) -> Judgement:
+        """Run the candidate on its target over the test images and judge it."""
+        started = time.monotonic()
+        samples = self.judge.samples
+
+        def work() -> Predictions:
+            with self.ui.stage(f"{trial.name} on {self.target}: test images", len(samples)) as advance:
+                runner = TARGETS[self.target].runner(trial.data, self.threads)
+                return predict(runner, self.task, samples, progress=advance)
+
+        trial.predictions = self.remember(self.target, trial.data, work)
+        trial.judgement = self.judge(trial.predictions)
+        trial.seconds += time.monotonic() - started
+        self.ui.note(
+            f"{trial.name} on {self.target}: {trial.judgement.metric} {trial.judgement.value:.2f},"
+            f" drop {trial.judgement.drop:+.2f}"
+        )
+        return trial.judgement
+
+    def _best_int8(self) -> Trial | None:
+        """The int8 candidate whose observer disturbs the outputs least on calibration images."""
+        first = Quantize(self.target)
+        folded = Fold()(self.model, self.calibration)
+        placement = first.placement(folded, self.recipe().choose(self.calibration))
+        if not placement.int8:
+            reasons = sorted(set(placement.why_float.values()))
+            self.warnings.append(f"no layer runs in int8 on {self.target}: {'; '.join(reasons) or 'it has no weights'}")
+            return None
+        candidates = []
+        observers = EFFORT_OBSERVERS[self.effort]
+        with self.ui.stage(f"observers on {self.target}", len(observers)) as advance:
+            probes = self._probes(SENSITIVITY_IMAGES[self.effort] * 3)
+            for done, observer in enumerate(observers, 1):
+                trial = self.build(f"int8 ({observer})", "int8", self.recipe(replace(first, observer=observer)))
+                damage = self._damage(trial.data, probes)
+                candidates.append((damage, trial))
+                advance(done)
+        candidates.sort(key=lambda pair: pair[0])
+        best = candidates[0][1]
+        for damage, trial in candidates[1:]:
+            trial.why = f"rejected: disturbs calibration outputs more ({damage:.3f} against {candidates[0][0]:.3f})"
+            self.trials.append(trial)
+        return best
+
+    def _measure_speed(self, trials: list[Trial]) -> None:
+        """Latency ratios against the original on this target, measured side by side."""
+        entries = [Entry("original", self.model.float_bytes(), self.target)]
+        entries += [Entry(t.name, t.data, self.target) for t in trials]
+        with self.ui.stage(f"speed on {self.target}", 100) as advance:
+            result = bench(entries, threads=self.threads or None, quick=True,
+                           progress=lambda share, _: advance(int(100 * share)))  # fmt: skip
+        self.speed = result
+        for trial in trials:
+            trial.ratio = result[trial.name].ratio
+
+    # The budget
+
+    def _int8_under_budget(self, int8: Trial) -> Trial | None:
+        """int8, with as few layers in float as the budget allows; None when it stops being faster before that."""
+        if self.evaluate(int8).holds:
+            int8.why = f"chosen: the budget holds, {_times(int8.ratio)} of float on {self.target}"
+            return int8
+        int8.why = f"breaks the budget by {int8.judgement.drop - self.judge.max_drop:.2f}"  # type: ignore[union-attr]
+        step = next(s for s in int8.recipe.steps if isinstance(s, Quantize))
+        order = self._rank("int8", lambda name, others: self.recipe(replace(step, keep_float=others, float_weights=others)))
+        for count in _growing(len(order)):
+            kept = tuple(s.layer for s in order[:count])
+            # The layers that break the budget keep the weights they had; storing them as codes would cost again.
+            trial = self.build(
+                f"int8, {count} in float", f"int8, {count} layers in float", self.recipe(replace(step, float_weights=kept))
+            )
+            self.trials.append(trial)
+            self._measure_speed([trial])
+            if (trial.ratio or 0) < FASTER:
+                trial.why = f"rejected: only {_times(trial.ratio)} of float on {self.target}"
+                return None
+            if self.evaluate(trial).holds:
+                trial.why = f"chosen: the fewest layers in float that hold the budget, {_times(trial.ratio)} of float"
+                return trial
+            trial.why = "breaks the budget"
+        return None
+
+    def _stored_under_budget(self, stored: Trial) -> Trial:
+        """Stored weights; the worst layers with 16 bits, and in the end untouched, until the budget holds."""
+        if self.evaluate(stored).holds:
+            stored.why = "chosen: as fast as float, smaller, and the budget holds"
+            return stored
+        stored.why = "breaks the budget"
+        order = self._rank("stored", lambda name, others: self.recipe(StoreWeights(float_weights=others)))
+        best = stored
+        for field_name, variant in (("wide", "stored with 16 bits"), ("float_weights", "left as they were")):
+            for count in _growing(len(order)):
+                names = tuple(s.layer for s in order[:count])
+                step = replace(StoreWeights(), **{field_name: names})
+                trial = self.build(f"stored, {count} {variant}", f"int8-stored weights, {count} layers {variant}", self.recipe(step))
+                self.trials.append(trial)
+                if self.evaluate(trial).holds:
+                    trial.why = "chosen: the smallest that holds the budget"
+                    return trial
+                trial.why = "breaks the budget"
+                if trial.judgement.drop < best.judgement.drop:  # type: ignore[union-attr]
+                    best = trial
+        best.why = "chosen: the smallest drop of all, but the budget does not hold"
+        return best
+
+    # Sensitivity
+
+    def _probes(self, count: int) -> list[tuple[NDArray, dict[str, NDArray]]]:
+        """Input tensors of some calibration images and the original's outputs for them."""
+        runner = TARGETS["ort"].runner(self.model.float_bytes(), self.threads)
+        chosen = self.calibration.take(min(count, len(self.calibration)), self.seed)
+        tensors = [tensor_of(s, self.task)[0] for s in chosen]
+        return [(t, runner.run({self.model.input_name: t})) for t in tensors]
+
+    def _damage(self, data: bytes, probes: list[tuple[NDArray, dict[str, NDArray]]]) -> float:
+        runner = TARGETS[self.target].runner(data, self.threads)
+        return float(np.mean([distance(want, runner.run({self.model.input_name: t}), self.task) for t, want in probes]))
+
+    def _rank(self, kind: str, only: Callable[[str, tuple[str, ...]], Recipe]) -> list[Sensitivity]:
+        """Every layer's damage when it alone is compressed, the most per unit of gain first."""
+        folded = Fold()(self.model, self.calibration)
+        all_units = units(folded.ir)
+        names = [u.name for u in all_units]
+        total = sum(multiplications(u) for u in all_units) or 1
+        probes = self._probes(SENSITIVITY_IMAGES[self.effort])
+        baseline = self._damage(self.model.float_bytes(), probes)
+        found = []
+        with self.ui.stage(f"sensitivity of {len(names)} layers", len(names)) as advance:
+            for done, unit in enumerate(all_units, 1):
+                others = tuple(n for n in names if n != unit.name)
+                made = only(unit.name, others).apply(self.model, self.calibration)
+                value = max(self._damage(to_qdq(made), probes) - baseline, 0.0)
+                found.append(Sensitivity(unit.name, value, max(multiplications(unit) / total, 1e-4)))
+                advance(done)
+        self.sensitivity = found
+        self.sensitivity_metric = f"task distance with only this layer {kind}"
+        # A layer's cost in float is its share of the work, plus a constant for the conversions around it.
+        return sorted(found, key=lambda s: -s.value / (s.gain + 0.25 / len(found)))
+
+
+def _growing(count: int) -> Iterator[int]:
+    """1, 2, 4, ... and at last all."""
+    k = 1
+    while k < count:
+        yield k
+        k *= 2
+    if count:
+        yield count
+
+
+def _times(ratio: float | None) -> str:
+    return "speed not measured" if ratio is None else f"{ratio:.2f}x the speed"

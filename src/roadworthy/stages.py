@@ -1,0 +1,112 @@
+"""Finished stages of a long job, kept beside the output folder so that an interrupted job can go on from there.
+
+A stage is a name and a dict of arrays. The folder belongs to one job, named by a key (hashes of model, data and
+settings); a job with another key does not read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roadworthy.check.accuracy import Predictions
+from roadworthy.detect.detections import Detections
+from roadworthy.errors import InputError
+from roadworthy.quantize.statistics import Statistics
+
+Arrays = dict[str, NDArray]
+
+
+class Stages:
+    """A folder of finished stages.   resume: read what an earlier run of the same job left; else start empty."""
+
+    def __init__(self, folder: Path, key: str, resume: bool) -> None:
+        self.folder = folder
+        self.found = 0
+        marker = folder / "job.json"
+        if resume and marker.is_file():
+            try:
+                old = json.loads(marker.read_text()).get("key")
+            except (OSError, ValueError) as error:
+                raise InputError(f"{marker} cannot be read ({error}); run again without --resume") from error
+            if old != key:
+                raise InputError(
+                    f"the stages in {folder} were left by a job with another model, data or settings; run without --resume"
+                )
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        marker.write_text(json.dumps({"key": key}))
+
+    def get(self, name: str) -> Arrays | None:
+        """The arrays of a finished stage, or None."""
+        path = self.folder / f"{name}.npz"
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            self.found += 1
+            return {k: stored[k] for k in stored.files}
+
+    def put(self, name: str, arrays: Arrays) -> None:
+        """Keep a finished stage; it appears whole or not at all."""
+        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        Path(temporary).replace(self.folder / f"{name}.npz")
+
+    def drop(self) -> None:
+        """The job is done: remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def pack_predictions(p: Predictions) -> Arrays:
+    """Predictions as arrays; `unpack_predictions` is the way back."""
+    arrays: Arrays = {}
+    if p.detections:
+        arrays["lengths"] = np.array([len(d) for d in p.detections], np.int64)
+        arrays["boxes"] = np.concatenate([d.boxes_xyxy for d in p.detections])
+        arrays["scores"] = np.concatenate([d.scores for d in p.detections])
+        arrays["classes"] = np.concatenate([d.classes for d in p.detections])
+    if p.scores is not None:
+        arrays["class_scores"] = p.scores
+    for k, outputs in enumerate(p.raw):
+        arrays.update({f"raw.{k}.{name}": value for name, value in outputs.items()})
+    return arrays
+
+
+def unpack_predictions(arrays: Arrays) -> Predictions:
+    detections: list[Detections] = []
+    if "lengths" in arrays:
+        ends = np.cumsum(arrays["lengths"])
+        for start, end in zip(ends - arrays["lengths"], ends):
+            part = slice(int(start), int(end))
+            detections.append(Detections(arrays["boxes"][part], arrays["scores"][part], arrays["classes"][part]))
+    raw: dict[int, dict[str, NDArray]] = {}
+    for name, value in arrays.items():
+        if name.startswith("raw."):
+            _, k, output = name.split(".", 2)
+            raw.setdefault(int(k), {})[output] = value
+    return Predictions(tuple(detections), arrays.get("class_scores"), tuple(raw[k] for k in sorted(raw)))
+
+
+def pack_statistics(table: dict[str, Statistics]) -> Arrays:
+    """Statistics as arrays; `unpack_statistics` is the way back."""
+    arrays: Arrays = {"names": np.array(list(table))}
+    for k, s in enumerate(table.values()):
+        arrays.update({f"{k}.{name}": value for name, value in s.to_arrays().items()})
+    return arrays
+
+
+def unpack_statistics(arrays: Arrays) -> dict[str, Statistics]:
+    table = {}
+    for k, name in enumerate(arrays["names"]):
+        prefix = f"{k}."
+        mine = {key.removeprefix(prefix): v for key, v in arrays.items() if key.startswith(prefix)}
+        table[str(name)] = Statistics.from_arrays(mine)
+    return table
