@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -42,9 +43,9 @@ class OrtRunner:
         self._session = self._load(model)
         self.input_names = tuple(i.name for i in self._session.get_inputs())
         self.output_names = tuple(o.name for o in self._session.get_outputs())
-        self._taps: dict[frozenset[str], object] = {}
+        self._taps: dict[frozenset[str], Any] = {}
 
-    def _load(self, model: bytes):  # type: ignore[no-untyped-def]
+    def _load(self, model: bytes) -> Any:
         import onnxruntime
 
         try:
@@ -61,7 +62,10 @@ class OrtRunner:
                 # One tapped session at a time: callers walk a graph with one set of taps, then with another.
                 self._taps = {key: self._load(with_outputs(self._model, sorted(key)))}
             session = self._taps[key]
-        values = session.run(None, dict(feeds))
+        try:
+            values = session.run(None, dict(feeds))
+        except Exception as error:
+            raise UnsupportedError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
         found = dict(zip((o.name for o in session.get_outputs()), values))
         result = {name: found[name] for name in self.output_names}
         result.update({t: feeds[t] if t in feeds else found[t] for t in taps})
@@ -74,4 +78,4 @@ def load(model: bytes, threads: int = 0) -> OrtRunner:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
