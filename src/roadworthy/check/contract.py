@@ -164,7 +164,9 @@ def suspects(model: Model, task: Task, samples: Samples, runner: Runner, seed: i
     """Settings of a contract that the images contradict, one sentence each; empty when nothing beats it clearly."""
     found = []
     for field, variants in _variants(model, task).items():
-        finding = probe(runner, [task, *variants], samples, SECOND_LOOK if len(samples) > FIRST_LOOK else len(samples), seed)
+        finding = probe(
+            runner, [task, *variants], samples, SECOND_LOOK if len(samples) > FIRST_LOOK else len(samples), seed
+        )
         if finding.best != 0 and finding.clear_of_first:
             part, name = field.split(".")
             mine, better = getattr(getattr(task, part), name), getattr(getattr(variants[finding.best - 1], part), name)

@@ -30,14 +30,14 @@ from roadworthy.data.dataset import Dataset
 from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
-from roadworthy.evidence import Evidence, gather
+from roadworthy.jobs.evidence import Evidence, gather
+from roadworthy.jobs.search import Search, Trial, Ui
+from roadworthy.jobs.stages import Stages, pack_predictions, pack_statistics, unpack_predictions, unpack_statistics
 from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
 from roadworthy.recipe import Calibration, Quantize, Recipe, read_recipe
 from roadworthy.run import openvino
 from roadworthy.run.targets import TARGETS
-from roadworthy.search import Search, Trial, Ui
-from roadworthy.stages import Stages, pack_predictions, pack_statistics, unpack_predictions, unpack_statistics
 
 FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
 EFFORTS = ("quick", "normal", "thorough")
@@ -72,7 +72,9 @@ class Settings:
         if not 0 <= self.max_drop <= 100:
             raise InputError(f"--max-drop is {self.max_drop}; give points between 0 and 100")
         if self.target == "openvino" and not openvino.available():
-            raise InputError("the target openvino is not installed; `pip install 'roadworthy[openvino]'`, or use --target ort")
+            raise InputError(
+                "the target openvino is not installed; `pip install 'roadworthy[openvino]'`, or use --target ort"
+            )
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -136,7 +138,9 @@ def compress(
     chosen: list[Trial] = []
     with clock("search"):
         for target in settings.targets if replay is None else (_replay_target(replay[0], settings),):
-            search = Search(model, task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui, remember)
+            search = Search(
+                model, task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui, remember
+            )
             with ui.stage("calibration", None):
                 _calibrate(stages, model, calibration, search, replay[0] if replay else None)
             if replay is None:
@@ -198,7 +202,9 @@ def check_output(folder: Path, force: bool) -> None:
         if strangers:
             raise InputError(f"the output folder {folder} holds other files ({strangers[0]}); give another with --out")
         if not force:
-            raise InputError(f"the output folder {folder} exists; add --force to replace it, or give another with --out")
+            raise InputError(
+                f"the output folder {folder} exists; add --force to replace it, or give another with --out"
+            )
     parent = folder.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +213,9 @@ def check_output(folder: Path, force: bool) -> None:
         if folder.is_dir() and not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        raise InputError(f"the output folder {folder} cannot be written: {error.strerror}; give another with --out") from error
+        raise InputError(
+            f"the output folder {folder} cannot be written: {error.strerror}; give another with --out"
+        ) from error
 
 
 def _stage_folder(folder: Path) -> Path:
@@ -296,8 +304,8 @@ def _restore(stages: Stages, model: Model, calibration: Samples, replay: Recipe 
     kept = stages.get("statistics")
     if kept is None:
         return
+    from roadworthy.jobs.search import EFFORT_IMAGES
     from roadworthy.recipe import Fold
-    from roadworthy.search import EFFORT_IMAGES
 
     recipe = replay or Recipe((), EFFORT_IMAGES[settings.effort], settings.seed)
     Calibration.put(Fold()(model, calibration), _chosen(calibration, recipe), unpack_statistics(kept))
@@ -323,7 +331,9 @@ def _replay_target(recipe: Recipe, settings: Settings) -> str:
     step = next((s for s in recipe.steps if isinstance(s, Quantize)), None)
     if step is not None:
         if settings.target not in ("auto", step.target):
-            raise InputError(f"the recipe is for the target {step.target}, but --target is {settings.target}; leave it out")
+            raise InputError(
+                f"the recipe is for the target {step.target}, but --target is {settings.target}; leave it out"
+            )
         return str(step.target)
     return settings.targets[-1] if settings.target == "auto" else settings.target
 
@@ -362,7 +372,11 @@ def _final_speed(
     best = min(chosen, key=rank)
     for trial in chosen:
         if trial is not best:
-            trial.why = f"rejected: {best.variant} on {best.target} is faster" if rank(trial)[0] == rank(best)[0] else "rejected: breaks the budget"
+            trial.why = (
+                f"rejected: {best.variant} on {best.target} is faster"
+                if rank(trial)[0] == rank(best)[0]
+                else "rejected: breaks the budget"
+            )
     return result, best
 
 
@@ -403,7 +417,11 @@ def _report(
         "warnings": warnings,
         "original": evidence.original,
         "result": evidence.result,
-        "task": {"kind": task.decode.kind, "how": "; ".join(notes) or task.how, **{k: v for k, v in task.to_dict().items() if k != "version"}},
+        "task": {
+            "kind": task.decode.kind,
+            "how": "; ".join(notes) or task.how,
+            **{k: v for k, v in task.to_dict().items() if k != "version"},
+        },
         "data": {
             "source": dataset.source,
             "content_id": f"calibration {dataset.calibration.content_id}, test {dataset.test.content_id}",

@@ -35,7 +35,11 @@ from roadworthy.run.targets import TARGETS
 FASTER = 1.05
 """int8 must beat float by this factor; less is within what a short measurement can tell apart."""
 EFFORT_IMAGES = {"quick": 32, "normal": 128, "thorough": 256}
-EFFORT_OBSERVERS = {"quick": ("mse",), "normal": ("mse", "percentile", "minmax"), "thorough": ("mse", "percentile", "minmax", "kl")}
+EFFORT_OBSERVERS = {
+    "quick": ("mse",),
+    "normal": ("mse", "percentile", "minmax"),
+    "thorough": ("mse", "percentile", "minmax", "kl"),
+}
 SENSITIVITY_IMAGES = {"quick": 4, "normal": 8, "thorough": 16}
 
 Advance = Callable[[int], None]
@@ -197,12 +201,16 @@ class Search:
             return int8
         int8.why = f"breaks the budget by {int8.judgement.drop - self.judge.max_drop:.2f}"  # type: ignore[union-attr]
         step = next(s for s in int8.recipe.steps if isinstance(s, Quantize))
-        order = self._rank("int8", lambda name, others: self.recipe(replace(step, keep_float=others, float_weights=others)))
+        order = self._rank(
+            "int8", lambda name, others: self.recipe(replace(step, keep_float=others, float_weights=others))
+        )
         for count in _growing(len(order)):
             kept = tuple(s.layer for s in order[:count])
             # The layers that break the budget keep the weights they had; storing them as codes would cost again.
             trial = self.build(
-                f"int8, {count} in float", f"int8, {count} layers in float", self.recipe(replace(step, float_weights=kept))
+                f"int8, {count} in float",
+                f"int8, {count} layers in float",
+                self.recipe(replace(step, float_weights=kept)),
             )
             self.trials.append(trial)
             self._measure_speed([trial])
@@ -227,7 +235,9 @@ class Search:
             for count in _growing(len(order)):
                 names = tuple(s.layer for s in order[:count])
                 step = replace(StoreWeights(), **{field_name: names})
-                trial = self.build(f"stored, {count} {variant}", f"int8-stored weights, {count} layers {variant}", self.recipe(step))
+                trial = self.build(
+                    f"stored, {count} {variant}", f"int8-stored weights, {count} layers {variant}", self.recipe(step)
+                )
                 self.trials.append(trial)
                 if self.evaluate(trial).holds:
                     trial.why = "chosen: the smallest that holds the budget"
