@@ -7,77 +7,16 @@ The numbers that come out are the same as before, up to the order of float addit
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from roadworthy.errors import InputError, UnsupportedError
+from roadworthy.errors import InputError
 from roadworthy.model import graph as g
+from roadworthy.model.lift import MIN_OPSET as MIN_OPSET
+from roadworthy.model.lift import lift
 
-MIN_OPSET = 13
-"""The first operator set whose DequantizeLinear takes a scale per channel."""
-LIFTED_OPSET = 17
-"""Where older models are lifted to."""
 MAX_FOLDED_ELEMENTS = 1 << 24
-
-_DOMAINS = {"", "ai.onnx", "com.microsoft", "ai.onnx.ml"}
-
-
-def read_proto(data: bytes, where: str) -> onnx.ModelProto:
-    """Parse and check serialized ONNX.
-
-    where: what to call it in an error.   Raises InputError for bytes that are not a complete, valid ONNX model,
-    UnsupportedError for an operator that no known operator set has.
-    """
-    try:
-        proto = onnx.load_model_from_string(data)
-    except Exception as error:
-        raise InputError(
-            f"{where} is not an ONNX model, or is cut short: it cannot be parsed; export it again"
-        ) from error
-    if not proto.graph.node or not proto.graph.output or not proto.ir_version:
-        raise InputError(f"{where} is not an ONNX model, or is cut short: it holds no complete graph; export it again")
-    return proto
-
-
-def check_proto(proto: onnx.ModelProto, where: str) -> None:
-    """Refuse what cannot be compressed, by name: unknown operators, broken structure, NaN weights, external data."""
-    versions = {o.domain: o.version for o in proto.opset_import}
-    functions = {(f.domain, f.name) for f in proto.functions}
-    for node in proto.graph.node:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        called = f"operator {node.op_type} (node {node.name or node.output[0]!r})"
-        if (node.domain, node.op_type) in functions:
-            continue
-        if node.domain not in _DOMAINS:
-            raise UnsupportedError(
-                f"{where}: {called} is of the custom domain {node.domain!r}; rewrite it with standard operators"
-            )
-        if domain == "" and not onnx.defs.has(node.op_type, max_inclusive_version=versions.get("", 1)):
-            raise UnsupportedError(
-                f"{where}: {called} does not exist in ONNX operator set {versions.get('', 1)};"
-                " rewrite it with standard operators, or correct the operator set"
-            )
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise InputError(
-                f"{where}: the data of {tensor.name!r} is in another file; hand in the path instead of bytes"
-            )
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
-            array = onnx.numpy_helper.to_array(tensor)
-            if not np.isfinite(array).all():
-                bad = int(array.size - np.isfinite(array).sum())
-                raise InputError(
-                    f"{where}: the weight {tensor.name!r} holds {bad} values that are NaN or infinite;"
-                    " export the model from a checkpoint that trained without overflow"
-                )
-    try:
-        onnx.checker.check_model(proto)
-    except Exception as error:
-        line = " ".join(str(error).split())[:240]
-        raise InputError(f"{where} is not a valid ONNX model: {line}") from error
 
 
 def canonicalize(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] | None = None) -> g.IrModel:
@@ -90,7 +29,7 @@ def canonicalize(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] |
     fixed.CopyFrom(proto)
     _initializers_out_of_inputs(fixed)
     _fix_sizes(fixed, where, input_hw)
-    fixed = _lift_opset(fixed, where)
+    fixed = lift(fixed, where)
     model = g.tidy(g.parse(fixed))
     _drop_training_ops(model)
     g.drop_inferred_shapes(model)
@@ -153,21 +92,6 @@ def _fix_sizes(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] | N
             out.type.tensor_type.ClearField("shape")
 
 
-def _lift_opset(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
-    if version >= MIN_OPSET:
-        return proto
-    # The converter infers shapes on the way and trusts stale ones, so it gets none.
-    del proto.graph.value_info[:]
-    try:
-        return onnx.version_converter.convert_version(proto, LIFTED_OPSET)
-    except Exception as error:
-        line = " ".join(str(error).split())[:200]
-        raise UnsupportedError(
-            f"{where}: operator set {version} cannot be lifted to {LIFTED_OPSET} ({line}); export it with opset 13 or newer"
-        ) from error
-
-
 def _drop_training_ops(model: g.IrModel) -> None:
     """Dropout is the identity at inference."""
     for node in g.nodes(model):
@@ -182,6 +106,10 @@ def _drop_training_ops(model: g.IrModel) -> None:
 
 _NEVER_FOLDED = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
                            "Bernoulli", "If", "Loop", "Scan", "QuantizeLinear", "DequantizeLinear"})  # fmt: skip
+
+
+_GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "OneHot", "EyeLike"})
+"""Operators whose small inputs can ask for a huge result: computed ahead only when its size is known."""
 
 
 def _fold_constants(model: g.IrModel) -> bool:
@@ -230,6 +158,9 @@ def _evaluate(model: g.IrModel, node: g.Node) -> list[NDArray] | None:
         return None
     if sum(array.size for _, array in feeds if array is not None) > MAX_FOLDED_ELEMENTS:
         return None
+    sizes = [g.static_shape(v) for v in node.outputs]
+    if node.op_type in _GROWING and any(s is None or np.prod(s, dtype=float) > MAX_FOLDED_ELEMENTS for s in sizes):
+        return None
     return _run_alone(model, node, {v.name: a for v, a in feeds if v.name and a is not None})
 
 
@@ -254,29 +185,3 @@ def _run_alone(model: g.IrModel, node: g.Node, feeds: dict[str, NDArray]) -> lis
         return None
     arrays = [np.asarray(r) for r in results]
     return None if any(a.size > MAX_FOLDED_ELEMENTS or a.dtype == object for a in arrays) else arrays
-
-
-def load_bytes(path: str | Path) -> bytes:
-    """A file's bytes, with external weights gathered into the model.
-
-    Raises InputError when the path is missing, a directory or unreadable.
-    """
-    file = Path(path)
-    name = str(path)
-    if not file.exists():
-        raise InputError(f"the model {name} does not exist")
-    if file.is_dir():
-        raise InputError(f"the model {name} is a directory; hand in an .onnx file")
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"the model {name} cannot be read: {error.strerror}") from error
-    if not data:
-        raise InputError(f"the model {name} is an empty file; export it again")
-    proto = read_proto(data, name)
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        try:
-            return onnx.load(name).SerializeToString()
-        except Exception as error:
-            raise InputError(f"the weights beside {name} cannot be read: {error}") from error
-    return data

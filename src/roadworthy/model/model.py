@@ -9,10 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from roadworthy.errors import InputError
+from roadworthy.errors import InputError, RoadworthyError
 from roadworthy.model import graph as g
-from roadworthy.model.canonical import canonicalize, check_proto, load_bytes, read_proto
+from roadworthy.model.canonical import canonicalize
 from roadworthy.model.encoding import Encoding
+from roadworthy.model.read import check_proto, load_bytes, one_line, read_proto
 from roadworthy.model.task import METADATA_KEY, Task, task_from_json
 
 
@@ -78,18 +79,30 @@ def load(
     elif isinstance(source, bytes):
         data, where = source, "the model"
     elif hasattr(source, "SerializeToString") and hasattr(source, "graph"):
-        data, where = source.SerializeToString(), "the model"
+        try:
+            data, where = source.SerializeToString(), "the model"
+        except Exception as error:
+            raise InputError(f"the model cannot be serialized: {one_line(error)}") from error
     else:
         raise InputError(f"a model is a path, bytes or an onnx.ModelProto, not {type(source).__name__}")
     proto = read_proto(data, where)
-    check_proto(proto, where)
-    if len([v for v in proto.graph.input if v.name not in {t.name for t in proto.graph.initializer}]) != 1:
-        names = [v.name for v in proto.graph.input if v.name not in {t.name for t in proto.graph.initializer}]
-        raise InputError(
-            f"{where} has {len(names)} inputs ({', '.join(names[:4])}); a model with one image input is needed"
-        )
-    ir = canonicalize(proto, where, input_hw)
+    try:
+        check_proto(proto, where)
+        _check_one_input(proto, where)
+        ir = canonicalize(proto, where, input_hw)
+    except RoadworthyError:
+        raise
+    except Exception as error:  # a damaged file that the checker lets pass can fail anywhere
+        raise InputError(f"{where} cannot be understood ({one_line(error)}); export the model again") from error
     saved = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), None)
     if task is None and saved is not None:
         task = task_from_json(saved, where)
     return Model(ir=ir, task=task, source=where, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def _check_one_input(proto: Any, where: str) -> None:
+    weights = {t.name for t in proto.graph.initializer}
+    names = [v.name for v in proto.graph.input if v.name not in weights]
+    if len(names) != 1:
+        listed = f" ({', '.join(names[:4])})" if names else ""
+        raise InputError(f"{where} has {len(names)} inputs{listed}; a model with one image input is needed")

@@ -153,10 +153,10 @@ def units(model: g.IrModel) -> list[Unit]:
         activation = None
         # A bias written as an Add of a constant behind MatMul belongs to the unit, too.
         reader = _only_reader(out)
-        if node.op_type == "MatMul" and reader is not None and reader.op_type == "Add":
-            if g.constant(_other(reader, out)) is not None:
-                parts, out = (*parts, reader), reader.outputs[0]
-                reader = _only_reader(out)
+        biased = node.op_type == "MatMul" and reader is not None and reader.op_type == "Add"
+        if biased and reader is not None and g.constant(_other(reader, out)) is not None:
+            parts, out = (*parts, reader), reader.outputs[0]
+            reader = _only_reader(out)
         gate = _gate(out)
         if gate is not None:
             activation, chain, end = gate
