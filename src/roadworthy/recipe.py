@@ -6,7 +6,6 @@ bytes. Steps that look at images share one calibration pass.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -46,7 +45,7 @@ class Calibration:
 
         Values already measured on this graph and these images are not measured again.
         """
-        key = (hashlib.sha256(model.float_bytes()).hexdigest(), samples.content_id, len(samples))
+        key = (model.fingerprint, samples.content_id, len(samples))
         known = cls._kept.get(key, {})
         missing = [v for v in values if v not in known or not known[v].histogram]
         axes = {n: a for n, a in channel_axes(model).items() if n not in known or n in missing}
@@ -63,7 +62,7 @@ class Calibration:
     @classmethod
     def put(cls, model: Model, samples: Samples, known: dict[str, Statistics]) -> None:
         """Use statistics that an earlier, interrupted run left behind."""
-        key = (hashlib.sha256(model.float_bytes()).hexdigest(), samples.content_id, len(samples))
+        key = (model.fingerprint, samples.content_id, len(samples))
         cls._kept = {key: known}
 
 

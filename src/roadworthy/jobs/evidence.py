@@ -291,7 +291,7 @@ def _sensitivity(searches: list[Search], best: Trial) -> list[dict[str, Any]] | 
     for step in best.recipe.steps:
         values = asdict(step)
         named.update(values.get("keep_float", ()), values.get("wide", ()), values.get("float_weights", ()))
-    order = sorted(search.sensitivity, key=lambda s: -s.value / (s.gain + 0.25 / len(search.sensitivity)))
+    order = sorted(search.sensitivity, key=lambda s: -s.merit(len(search.sensitivity)))
     rank = {s.layer: k for k, s in enumerate(order, 1)}
     return [
         {
