@@ -17,7 +17,6 @@ from roadworthy.model.encoding import Encoding
 from roadworthy.model.read import check_proto, load_bytes, one_line, read_proto
 from roadworthy.model.task import METADATA_KEY, Task, task_from_json
 
-
 _FINGERPRINTS: WeakKeyDictionary[g.IrModel, str] = WeakKeyDictionary()
 
 
