@@ -50,7 +50,7 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What results are held against: labelled boxes, or class indices, and who said so ("labels" or "mirrored original")."""
+    """What results are held against: labelled boxes or class indices.   kind: "labels" or "mirrored original"."""
 
     kind: str
     truths: tuple[Truth, ...] = ()

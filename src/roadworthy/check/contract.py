@@ -139,8 +139,8 @@ def _measured(model: Model, tasks: Sequence[Task], samples: Samples, runner: Run
         assert finding.runner_up is not None
         raise InputError(
             f"the preprocessing of {model.source} is not certain: on {finding.images} images"
-            f" {_call(tasks[finding.best].preprocess)} and {_call(tasks[finding.runner_up].preprocess)} do about equally"
-            f" well ({finding.means[finding.best]:.1f} and {finding.means[finding.runner_up]:.1f});"
+            f" {_call(tasks[finding.best].preprocess)} and {_call(tasks[finding.runner_up].preprocess)} do"
+            f" about equally well ({finding.means[finding.best]:.1f} and {finding.means[finding.runner_up]:.1f});"
             " give --task FILE with the right `preprocess` section"
         )
     best, next_best = finding.best, finding.runner_up

@@ -78,7 +78,7 @@ def gather(
     looks = sum(1 for s in searches for t in s.trials if t.judgement is not None)
     if looks > 1 and any("in float" in t.variant or "bits" in t.variant for s in searches for t in s.trials):
         warnings.append(
-            f"{looks} candidates were judged on the same test images until one held; its drop is a little flattered by that"
+            f"{looks} candidates were judged on the same test images until one held; that flatters its drop a little"
         )
     size_ratio = model.size / len(best.data)
     return Evidence(
@@ -92,7 +92,7 @@ def gather(
             fastest.target,
             searches,
             size_ratio,
-        ),  # fmt: skip
+        ),
         warnings=list(dict.fromkeys(warnings)),
         original={
             "path": model.source,
@@ -205,8 +205,8 @@ def _summary(
         lines.append(f"Worst output: {best.judgement.value:.1f} dB signal to quantization noise.")
     elif interval is not None:
         lines.append(
-            f"{judge.metric} {judge.original_value:.2f} -> {best.judgement.value:.2f}: drop {interval.drop:+.2f} points,"
-            f" 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
+            f"{judge.metric} {judge.original_value:.2f} -> {best.judgement.value:.2f}: drop {interval.drop:+.2f}"
+            f" points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
         )
     lines.append(f"{model.size:,} -> {len(best.data):,} bytes: {size_ratio:.2f}x smaller.")
     told = f"{ratio:.2f}x the speed of the original on {best.target}"

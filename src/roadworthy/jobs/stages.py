@@ -37,7 +37,7 @@ class Stages:
                 raise InputError(f"{marker} cannot be read ({error}); run again without --resume") from error
             if old != key:
                 raise InputError(
-                    f"the stages in {folder} were left by a job with another model, data or settings; run without --resume"
+                    f"the stages in {folder} are of a job with another model, data or settings; run without --resume"
                 )
             return
         shutil.rmtree(folder, ignore_errors=True)

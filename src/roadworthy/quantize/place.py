@@ -146,14 +146,15 @@ def _available(model: g.IrModel, chosen: list[Unit], target: Target) -> set[str]
         if node.op_type in target.passthrough_ops or (id(node) in inside and node.op_type in target.int8_ops):
             if sources and all(s in found for s in sources):
                 found.update(outs)
-        elif node.op_type in target.int8_ops and id(node) not in inside and node.op_type not in _WEIGHTED:
+        elif node.op_type in target.int8_ops and id(node) not in inside and node.op_type not in _ONLY_IN_UNITS:
             # Every operand must be an int8 activation: a constant one would need codes of its own.
-            if sources and len(sources) == len(node.inputs) and all(s in found for s in sources):
+            whole = sources and len(sources) == len(node.inputs)
+            if whole and all(s in found for s in sources):
                 found.update(outs)
     return found
 
 
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sigmoid", "Softmax", "LeakyRelu"})
+_ONLY_IN_UNITS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sigmoid", "Softmax", "LeakyRelu"})
 
 
 def _wanted(

@@ -26,7 +26,7 @@ TARGETS: dict[str, Target] = {
                 "Sigmoid",
                 "Softmax",
             }
-        ),  # fmt: skip
+        ),
         passthrough_ops=_MOVES | {"Resize"},
         fused_activations=frozenset({"Relu", "Clip"}),
         unit_activations=frozenset(),
