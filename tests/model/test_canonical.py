@@ -227,6 +227,21 @@ def test_the_same_file_gives_the_same_bytes():
     assert load(proto).float_bytes() == load(proto.SerializeToString()).float_bytes()
 
 
+@pytest.mark.parametrize("bias", [None, (), (1,), (5,), (1, 1), (1, 5), (2, 5)])
+def test_gemm_becomes_plain(bias: tuple | None):
+    weights = {"k": rand(192, 5)} if bias is None else {"k": rand(192, 5), "o": rand(*bias)}
+    for_two = bias == (2, 5)  # a bias per row as well: not one number per column
+    flat = N("Reshape", ["x", "to"], ["f"])
+    weights["to"] = np.array([2 if for_two else 1, -1])
+    nodes = [flat, N("Gemm", ["f", "k", *(["o"] if bias is not None else [])], ["y"], alpha=0.25, beta=3.0)]
+    x = rand(1, 3, 8, 16 if for_two else 8)
+    proto = build(nodes, weights, x.shape)
+    model = load(proto)
+    gemm = g.nodes(model.ir)[-1]
+    assert g.attribute(gemm, "alpha", 1.0) == 1.0 and g.attribute(gemm, "beta", 1.0) == (3.0 if for_two else 1.0)
+    assert_allclose(ort(model.float_bytes(), x)["y"], ort(proto, x)["y"], atol=2e-5)
+
+
 def test_a_huge_constant_is_not_computed_ahead():
     nodes = [N("ConstantOfShape", ["n"], ["z"]), N("ReduceSum", ["z"], ["e"], keepdims=0), N("Add", ["x", "e"], ["y"])]
     model = load(build(nodes, {"n": np.array([1 << 20, 1 << 20])}))  # 4 TB

@@ -39,6 +39,7 @@ def canonicalize(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] |
         g.infer_shapes(model)
         if not _fold_constants(model):
             break
+    _plain_gemms(model)
     model = g.drop_dead(model)
     g.infer_shapes(model)
     g.name_nodes(model)
@@ -102,6 +103,30 @@ def _drop_training_ops(model: g.IrModel) -> None:
                 continue
             g.replace_uses(out, source)
             g.remove_node(model, node)
+
+
+def _plain_gemms(model: g.IrModel) -> None:
+    """alpha * A * B + beta * C with constant B and C is A * (alpha * B) + (beta * C), C one number per column."""
+    for node in g.nodes(model):
+        weight = g.constant(node.inputs[1]) if node.op_type == "Gemm" else None
+        if weight is None or weight.dtype != np.float32:
+            continue
+        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+        bias = g.constant(bias_value)
+        if bias_value is not None and bias is None:
+            continue
+        alpha, beta = g.attribute(node, "alpha", 1.0), g.attribute(node, "beta", 1.0)
+        columns = weight.shape[0 if g.attribute(node, "transB", 0) else 1]
+        if alpha != 1.0:
+            scaled = g.add_constant(model, f"{node.outputs[0].name}.weight", (alpha * weight).astype(np.float32))
+            node.replace_input_with(1, scaled)
+        per_column = bias is None or bias.shape[:-1] == (1,) * (bias.ndim - 1)
+        if bias is not None and per_column and (beta != 1.0 or bias.shape != (columns,)):
+            made = np.broadcast_to(beta * bias.reshape(-1), (columns,)).astype(np.float32)
+            node.replace_input_with(2, g.add_constant(model, f"{node.outputs[0].name}.bias", made))
+        g.drop_attribute(node, "alpha")
+        if per_column:
+            g.drop_attribute(node, "beta")
 
 
 _NEVER_FOLDED = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",

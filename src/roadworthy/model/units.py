@@ -66,7 +66,10 @@ class Unit:
 
     @property
     def per_channel(self) -> bool:
-        """Whether output channels lie along one axis of the weight (not so for a grouped ConvTranspose)."""
+        """Whether output channels lie along one axis of the weight (not so for a grouped ConvTranspose, nor for a
+        MatMul with a vector or a stack of matrices)."""
+        if self.anchor.op_type == "MatMul":
+            return len(g.constant(self.weight).shape) == 2  # type: ignore[union-attr]
         return self.anchor.op_type != "ConvTranspose" or g.attribute(self.anchor, "group", 1) == 1
 
 
@@ -94,7 +97,9 @@ def _gate(value: g.Value) -> tuple[str, tuple[g.Node, ...], g.Value] | None:
         if mul.op_type != "Mul":
             continue
         chain, end = [first], first.outputs[0]
-        name = {"Sigmoid": "SiLU", "HardSigmoid": "HardSwish"}.get(first.op_type)
+        name = {"Sigmoid": "SiLU"}.get(first.op_type)
+        if first.op_type == "HardSigmoid" and _is_hard_swish_gate(first):
+            name = "HardSwish"
         if first.op_type == "Softplus":
             tanh = _only_reader(end)
             if tanh is not None and tanh.op_type == "Tanh":
@@ -111,8 +116,13 @@ def _gate(value: g.Value) -> tuple[str, tuple[g.Node, ...], g.Value] | None:
     return None
 
 
+def _is_hard_swish_gate(node: g.Node) -> bool:
+    """clip(x / 6 + 1/2, 0, 1); the operator's own default is another slope."""
+    return abs(g.attribute(node, "alpha", 0.2) - 1 / 6) < 1e-4 and abs(g.attribute(node, "beta", 0.5) - 0.5) < 1e-4
+
+
 def _hard_swish_tail(chain: list[g.Node], end: g.Value) -> tuple[str | None, g.Value]:
-    """Behind x + 3: Clip to 0..6 (as Clip, or Relu and Min), then a division by 6 here or after the product."""
+    """Behind x + 3: Clip to 0..6, then a division by 6 here or after the product."""
     clip = _only_reader(end)
     if clip is None or clip.op_type != "Clip" or len(clip.inputs) < 3:
         return None, end
