@@ -28,15 +28,14 @@ from numpy.typing import NDArray
 from roadworthy.check.findings import Coding, Finding, Tensor, Track, examine, first_divergence
 from roadworthy.check.local import LocalGraph, Match, Pairing, take_apart, weights_of
 from roadworthy.check.moments import Error
-from roadworthy.errors import InputError
+from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model.model import Model
-from roadworthy.run.ort import OrtRunner, with_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Progress = Callable[[int], None]
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = 768 << 20
 """Tensors held at a time; a network with more is walked in several passes per image."""
 _COPIES = 6  # a's value, b's free one, its local result, the shadow, the coded value, and the difference
 
@@ -123,7 +122,7 @@ def align(
     not forms of one network (other input, other shapes, no value name in common).
     """
     pairing = Pairing(a, b)
-    passes = [_Pass(a, b, pairing, group, threads) for group in _groups(pairing.matches, memory_bytes)]
+    passes = [_Pass(pairing, group, threads, a.source) for group in _groups(pairing.matches, memory_bytes)]
     images = 0
     for tensor in tensors:
         x = np.ascontiguousarray(tensor, np.float32)
@@ -160,19 +159,45 @@ def _groups(matches: tuple[Match, ...], memory_bytes: int) -> list[list[Match]]:
     return groups
 
 
+class _Session:
+    """Some values of one graph in ONNX Runtime: without graph optimizations, so that Q/DQ means what the standard says,
+    and without a memory arena, which would keep the peak of every pass."""
+
+    def __init__(self, model: bytes, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise UnsupportedError(
+                f"ONNX Runtime cannot load the model: {str(error).strip().splitlines()[0][:300]}"
+            ) from error
+        self._names = [o.name for o in self._session.get_outputs()]
+        self._inputs = {i.name for i in self._session.get_inputs()}
+
+    def run(self, feeds: dict[str, NDArray]) -> dict[str, NDArray]:
+        values = self._session.run(None, {n: x for n, x in feeds.items() if n in self._inputs})
+        return dict(zip(self._names, values))
+
+
 class _Pass:
     """The sessions and running sums for one group of matches."""
 
-    def __init__(self, a: Model, b: Model, pairing: Pairing, group: list[Match], threads: int) -> None:
-        self.source = a.source
+    def __init__(self, pairing: Pairing, group: list[Match], threads: int, source: str) -> None:
+        self.source = source
         self.input_a, self.input_b = pairing.input_a, pairing.input_b
         self.local: LocalGraph = take_apart(pairing, group)
         self.tracks = [Track(m, weights_of(pairing, m), m.name in self.local.rounded) for m in group]
         names_a = {m.name for m in group} | set(self.local.feeds.values())
         names_b = {m.coded or m.root for m in group}
-        self.a = OrtRunner(with_outputs(a.float_bytes(), sorted(names_a - {self.input_a})), threads, optimize=False)
-        self.b = OrtRunner(with_outputs(b.float_bytes(), sorted(names_b - {self.input_b})), threads, optimize=False)
-        self.apart = OrtRunner(self.local.model, threads, optimize=False)
+        self.a = _Session(pairing.a.only(names_a - {self.input_a}), threads)
+        self.b = _Session(pairing.b.only(names_b - {self.input_b}), threads)
+        self.apart = _Session(self.local.model, threads)
 
     def add(self, x: NDArray[np.float32], number: int) -> None:
         """One image."""
@@ -188,15 +213,15 @@ class _Pass:
         for track in self.tracks:
             m = track.match
             value = original[m.name]
-            track.accumulated.add(value, _same(value, free[m.coded or m.root], m))
-            if not m.is_input:
-                made = _same(value, apart[m.root], m)
-                track.local.add(value, made)
-                shadow = self.local.shadow.get(m.name)
-                if shadow is not None:
-                    track.compute.add(apart[shadow], made)
-            if m.coded is not None:
-                track.encode(value, apart[m.coded])
+            made = None if m.is_input else _same(value, apart[m.root], m)
+            shadow = self.local.shadow.get(m.name)
+            track.add(
+                value,
+                _same(value, free[m.coded or m.root], m),
+                made,
+                None if shadow is None else apart[shadow],
+                None if m.coded is None else apart[m.coded],
+            )
 
 
 def _same(a: NDArray, b: NDArray, match: Match) -> NDArray:

@@ -127,6 +127,20 @@ class _Graph:
     def is_anchor(self, name: str) -> bool:
         return name in self.producer and self.producer[name].op_type in ANCHORS
 
+    def only(self, names: Iterable[str]) -> bytes:
+        """The part of the graph that makes these values, with them as its outputs."""
+        wanted = sorted(names)
+        nodes = _needed(self.nodes, wanted)
+        used = {i for n in nodes for i in n.input}
+        graph = helper.make_graph(
+            nodes,
+            "part",
+            [v for v in self.proto.graph.input if v.name in used],
+            [helper.make_empty_tensor_value_info(v) for v in wanted],
+            [t for name, t in self.constants.items() if name in used],
+        )
+        return _serialized(graph, self.proto)
+
     def pair(self, name: str) -> tuple[str, str | None, onnx.NodeProto | None, onnx.NodeProto | None]:
         """root, coded value, Q and DQ of a value that is called `name`."""
         maker = self.producer.get(name)
@@ -168,7 +182,7 @@ class Weights:
 
     a, b: float arrays of one shape.   step: of b's codes, (C,) along `axis`, 0 where b's weights are float.
     axis: of the output channels.   input_axis: of the input channels, None where there is one per group.
-    bias: a's bias (C,), or None.
+    bias: a's bias (C,), or None.   bias_gone: b adds nothing, or zeros, where a adds a bias.
     """
 
     a: NDArray[np.float32]
@@ -177,6 +191,7 @@ class Weights:
     axis: int
     input_axis: int | None
     bias: NDArray[np.float64] | None
+    bias_gone: bool
 
     def gains(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """<w, w'> / <w, w> of every output channel, and the standard deviation that rounding gives it, both (C,)."""
@@ -233,7 +248,11 @@ def weights_of(pairing: Pairing, match: Match) -> Weights | None:
     step = pairing.b.step(node_b.input[1], a.shape[axis])
     other = (1 - axis if axis < 2 else axis - 1) if a.ndim >= 2 and groups == 1 else None
     flat = None if bias is None else np.asarray(bias, np.float64).reshape(-1)
-    return Weights(a, b, step, axis, other, flat)
+    gone = False
+    if flat is not None and node_a.op_type != "MatMul":
+        theirs = pairing.b.constant(node_b.input[2]) if len(node_b.input) > 2 else np.zeros(1)
+        gone = theirs is not None and not theirs.any()
+    return Weights(a, b, step, axis, other, flat, gone)
 
 
 def linear_point(unit: Unit) -> g.Value:
@@ -371,9 +390,7 @@ def take_apart(pairing: Pairing, group: Sequence[Match]) -> LocalGraph:
         [helper.make_empty_tensor_value_info(v) for v in dict.fromkeys(wanted)],
         [t for name, t in constants.items() if name in used],
     )
-    version = max(pairing.a.proto.ir_version, b.proto.ir_version)
-    made_model = helper.make_model(graph, opset_imports=list(b.proto.opset_import), ir_version=version)
-    return LocalGraph(made_model.SerializeToString(), feeds, shadow, frozenset(rounded))
+    return LocalGraph(_serialized(graph, b.proto), feeds, shadow, frozenset(rounded))
 
 
 def _sources(root: str, producer: dict[str, onnx.NodeProto], origin: dict[str, str]) -> tuple[dict[str, str], bool]:
@@ -464,6 +481,11 @@ def _needed(nodes: list[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.Nod
             kept.append(node)
             needed.update(i for i in node.input if i)
     return kept[::-1]
+
+
+def _serialized(graph: onnx.GraphProto, like: onnx.ModelProto) -> bytes:
+    imports = list(like.opset_import)
+    return helper.make_model(graph, opset_imports=imports, ir_version=like.ir_version).SerializeToString()
 
 
 def opsets(proto: onnx.ModelProto) -> dict[str, int]:

@@ -75,36 +75,46 @@ def channel_axis(shape: tuple[int, ...]) -> int | None:
     return 1 if len(shape) >= 4 else (len(shape) - 1 if len(shape) >= 2 else None)
 
 
-class Moments:
-    """Sums of one pair of tensors over images.   axis: of the channels, or None for one channel."""
+class Centred:
+    """One tensor made ready to be compared with several others.
 
-    def __init__(self, axis: int | None) -> None:
-        self.axis = axis
+    value: as it is.   axis: of its channels, None for one.   rows: (C, N) less its mean.   mean, power: (C,) of rows.
+    """
+
+    def __init__(self, value: NDArray, axis: int | None) -> None:
+        self.value, self.axis = value, axis
+        rows = channel_rows(value, axis)
+        mean = rows.mean(1)
+        self.rows = rows - mean[:, None]
+        self.mean = mean.astype(np.float64)
+        self.power = np.einsum("cn,cn->c", self.rows, self.rows).astype(np.float64)
+
+
+class Moments:
+    """Sums of one pair of tensors over images."""
+
+    def __init__(self) -> None:
         self.n = 0  # values per channel
         self.max_error = 0.0
         self.finite = True
         self.mx = self.md = self.cxx = self.cxd = self.cdd = np.zeros(1)
 
-    def add(self, x: NDArray, y: NDArray) -> None:
-        """One more image; x and y of the same shape."""
-        d = y - x
+    def add(self, x: Centred, y: NDArray) -> None:
+        """One more image; y of x's shape."""
+        d = y - x.value
         largest = float(max(d.max(), -d.min())) if d.size else 0.0
         if not np.isfinite(largest):
             self.finite = False
             return
         self.max_error = max(self.max_error, largest)
-        x2, d2 = channel_rows(x, self.axis), channel_rows(d, self.axis)
-        n = x2.shape[1]
-        mx = x2.mean(1, dtype=np.float64)
-        centred = x2 - mx[:, None].astype(np.float32)
-        cxx = np.einsum("cn,cn->c", centred, centred).astype(np.float64)
+        n, mx, cxx = x.rows.shape[1], x.mean, x.power
         if largest == 0.0:
             md = cxd = cdd = np.zeros(len(mx))
         else:
-            md = d2.mean(1, dtype=np.float64)
-            d2 = d2 - md[:, None].astype(np.float32)
-            cxd = np.einsum("cn,cn->c", centred, d2).astype(np.float64)
-            cdd = np.einsum("cn,cn->c", d2, d2).astype(np.float64)
+            d2 = channel_rows(d, x.axis)
+            md = d2.mean(1).astype(np.float64)
+            cxd = np.einsum("cn,cn->c", x.rows, d2).astype(np.float64)  # x.rows are centred, so d need not be
+            cdd = np.maximum(np.einsum("cn,cn->c", d2, d2).astype(np.float64) - n * md * md, 0.0)
         if self.n == 0:
             self.mx, self.md, self.cxx, self.cxd, self.cdd, self.n = mx, md, cxx, cxd, cdd, n
             return
@@ -144,7 +154,7 @@ class Moments:
 
     def pooled(self) -> Moments:
         """The same sums with all channels taken as one, for tensors with too few values per channel."""
-        one = Moments(None)
+        one = Moments()
         n, channels = self.n, len(self.mx)
         mx, md = self.mx.mean(), self.md.mean()
         dx, dd = self.mx - mx, self.md - md
@@ -192,6 +202,8 @@ class Coverage:
         self.count = self.clipped = 0
         self.excess = 0.0
         self.least, self.most = 0.0, 0.0
+        self.images = 0
+        self._peaks = (np.inf, 0.0)  # smallest and largest span of one image
 
     def add(self, x: NDArray) -> None:
         """One more image."""
@@ -199,7 +211,10 @@ class Coverage:
         least, most = float(x.min()), float(x.max())
         if not (np.isfinite(least) and np.isfinite(most)):
             return
+        self.images += 1
         self.least, self.most = min(self.least, least), max(self.most, most)
+        span = max(most, 0.0) - min(least, 0.0)
+        self._peaks = (min(self._peaks[0], span), max(self._peaks[1], span))
         if least >= float(np.max(self.lo)) and most <= float(np.min(self.hi)):
             return
         beyond = x - np.clip(x, self.lo, self.hi)
@@ -215,6 +230,11 @@ class Coverage:
     def used(self) -> float:
         """The span of the values seen (with zero) over the span of the range; above 1 where it clips."""
         return (self.most - self.least) / max(float(np.max(self.hi) - np.min(self.lo)), _TINY)
+
+    @property
+    def peak_ratio(self) -> float:
+        """Largest over smallest span of a single image: near 1 where a few images tell the range."""
+        return self._peaks[1] / max(self._peaks[0], _TINY)
 
     @property
     def clip_to_rounding(self) -> float:
