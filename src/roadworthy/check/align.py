@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.check.findings import Coding, Finding, Tensor, Track, examine, first_divergence
-from roadworthy.check.local import LocalGraph, Match, Pairing, take_apart, weights_of
+from roadworthy.check.local import LocalGraph, take_apart
 from roadworthy.check.moments import Error
+from roadworthy.check.pairing import Match, Pairing, weights_of
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model.model import Model
 

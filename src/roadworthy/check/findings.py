@@ -9,8 +9,8 @@ for any other node is nothing at all. With step s, fan-in K and weights w of one
 
 so a layer that is 0.8 % off is off for another reason, and a channel that is off by six times the first figure as well.
 Measured limit: 2 % in the whole layer is found in every layer tried; 2 % in a single channel is found where the weights
-of both models can be compared (not behind a batch norm that was folded) and the channel's weights have a norm of 87 steps or more,
-as every channel has whose largest code is near 127.
+of both models can be compared (not behind a batch norm that was folded) and the channel's weights
+have a norm of 87 steps or more, as every channel has whose largest code is near 127.
 Fine-tuned weights differ by design: align such a model with its own float form.
 """
 
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from roadworthy.check.local import Match, Weights
 from roadworthy.check.moments import Centred, Coverage, Error, Fit, Moments, channel_axis
+from roadworthy.check.pairing import Match, Weights
 from roadworthy.model.task import Task
 
 GAIN_LIMIT = 0.008
