@@ -214,15 +214,15 @@ class _Pass:
         for track in self.tracks:
             m = track.match
             value = original[m.name]
-            made = None if m.is_input else _same(value, apart[m.root], m)
             shadow = self.local.shadow.get(m.name)
-            track.add(
-                value,
-                _same(value, free[m.coded or m.root], m),
-                made,
-                None if shadow is None else apart[shadow],
-                None if m.coded is None else apart[m.coded],
-            )
+            made = None if m.is_input else _same(value, apart[m.root], m)
+            copied = None if shadow is None else apart[shadow]
+            reference = value
+            if m.clamped and m.codes is not None and made is not None:
+                made, reference = (np.clip(v, m.codes.lo, m.codes.hi) for v in (made, value))
+                copied = None if copied is None else np.clip(copied, m.codes.lo, m.codes.hi)
+            coded = None if m.coded is None else apart[m.coded]
+            track.add(value, _same(value, free[m.coded or m.root], m), reference, made, copied, coded)
 
 
 def _same(a: NDArray, b: NDArray, match: Match) -> NDArray:

@@ -116,14 +116,21 @@ class Track:
         self.coverage = None if c is None else Coverage(c.lo, c.hi, c.step)
 
     def add(
-        self, value: NDArray, free: NDArray, made: NDArray | None, shadow: NDArray | None, coded: NDArray | None
+        self,
+        value: NDArray,
+        free: NDArray,
+        reference: NDArray,
+        made: NDArray | None,
+        shadow: NDArray | None,
+        coded: NDArray | None,
     ) -> None:
-        """One image: a's value, b's free one, b's local result, the shadow, and a's value through b's codes."""
+        """One image: a's value; b's free one; what b's local result is held against, and that result; the shadow; and
+        a's value through b's codes."""
         axis = channel_axis(self.match.shape)
         original = Centred(value, axis)
         self.accumulated.add(original, free)
         if made is not None:
-            self.local.add(original, made)
+            self.local.add(original if reference is value else Centred(reference, axis), made)
             if shadow is not None:
                 self.compute.add(Centred(shadow, axis), made)
         if coded is not None:
@@ -174,7 +181,7 @@ def _computed(track: Track) -> Finding | None:
     """A fault of weights, bias or attributes."""
     m, error = track.match, track.own.error()
     if not error.finite:
-        return Finding("other", m.where, f"{_named(track)} ({m.name}) becomes NaN or infinite", m.name, math.inf)
+        return Finding("other", m.where, f"{_named(track)} ({m.name}) overflows: NaN or infinite", m.name, math.inf)
     if not m.linear and error.sqnr_db > (LINEAR_LIMIT_DB if track.rounded else EXACT_LIMIT_DB):
         return None
 

@@ -42,6 +42,7 @@ class Match:
     name: in a.   where: the layer (or node) that makes it.   op: its operator.   shape: of the value.
     inner: it lies inside a layer (the convolution's result in front of its activation).
     linear: it is the direct result of weights.   is_input: it is the network's input.
+    clamped: b has no activation of its own here; the range of its codes cuts the values off, as a ReLU would.
     root: b's float value before its codes.   coded: b's value behind its Q/DQ pair, or None.   codes: that pair.
     """
 
@@ -52,6 +53,7 @@ class Match:
     inner: bool
     linear: bool
     is_input: bool
+    clamped: bool
     root: str
     coded: str | None
     codes: Codes | None
@@ -271,7 +273,7 @@ class Pairing:
         if coded is not None:
             codes = _codes(self.b, q, dq, len(a.input_shape))
             found.append(
-                Match(a.input_name, a.input_name, "Input", a.input_shape, False, False, True, root, coded, codes)
+                Match(a.input_name, a.input_name, "Input", a.input_shape, False, False, True, False, root, coded, codes)
             )
         self._walk(a, b, found, missing)
         if not [m for m in found if not m.is_input]:
@@ -318,7 +320,11 @@ class Pairing:
                     # A batch norm of a that b has folded: b's layer is what makes the value.
                     where, op, linear = maker.name or where, maker.op_type, True
                 codes = _codes(self.b, q, dq, len(shape))
-                found.append(Match(name, where, op, shape, inner, linear, False, root, coded, codes))
+                made_by = "" if maker is None else maker.op_type
+                bends = ("Relu", "Clip")
+                clamped = codes is not None and node.op_type in bends and made_by not in bends
+                linear = linear or (clamped and made_by in ANCHORS)
+                found.append(Match(name, where, op, shape, inner, linear, False, clamped, root, coded, codes))
 
 
 def needed(nodes: list[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.NodeProto]:
