@@ -225,7 +225,7 @@ def align(original: str, other: str, data: str, task: str | None, images: int, t
 
     result = align_files(original, other, data, task, images, seed, threads, size, _console())
     alignment_table(result, top)
-    _write_json(json_file, result.to_json())
+    _write_json(json_file, json.loads(result.to_json()))
     sys.exit(EXIT_BUDGET if result.findings else 0)
 
 

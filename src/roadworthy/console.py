@@ -48,6 +48,11 @@ def _number(value: Any, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _tail(name: str, width: int = 30) -> str:
+    """The end of a long name: that is where exporters put what tells layers apart."""
+    return name if len(name) <= width else "…" + name[-width + 1 :]
+
+
 def accuracy_table(result: dict[str, Any]) -> None:
     """The result of `eval`."""
     columns = [c for c in ("original", "model") if c in result["accuracy"]]
@@ -75,11 +80,11 @@ def alignment_table(result: Any, top: int) -> None:
     rows = sorted(result.rows(), key=lambda r: r["sqnr_db"] if r["sqnr_db"] is not None else 1e9)
     for row in rows[:top]:
         table.add_row(
-            row["output"], row["name"], row["op"], _number(row["sqnr_db"], 1), _number(row["local_sqnr_db"], 1),
+            _tail(row["output"]), _tail(row["name"]), row["op"], _number(row["sqnr_db"], 1), _number(row["local_sqnr_db"], 1),
             _number(row["cosine"], 5), _number(row["max_error"], 4),
         )  # fmt: skip
     _print(table)
-    print(f"first divergence: {result.first_divergence or 'none: the error accumulates evenly'}")
+    print(f"first divergence: {result.first}")
     for finding in result.findings:
         print(f"finding: {finding.text}")
 

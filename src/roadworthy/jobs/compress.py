@@ -49,6 +49,9 @@ RESOLUTION = 0.95
 """A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
 
 
+ATTEMPTS = 3
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the user asked for.
@@ -372,7 +375,10 @@ def _replay_target(model: Model, recipe: Recipe, settings: Settings) -> str:
 def _final_speed(
     model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, ui: Ui
 ) -> tuple[BenchResult, Trial]:
-    """The longer measurement of what was chosen, originals beside it, and the winner among targets."""
+    """The longer measurement of what was chosen, originals beside it, and the winner among targets.
+
+    On a machine that never came to rest, a candidate that looks slower is measured again, up to ATTEMPTS times.
+    """
     frames = [s.image() for s in test[:8]]
     decode = task.decode if task.is_detector else None
     original = model.float_bytes()
@@ -382,30 +388,38 @@ def _final_speed(
 
     entries = [entry(f"original on {t.target}", original, t.target) for t in chosen]
     entries += [entry(f"{t.variant} on {t.target}", t.data, t.target) for t in chosen]
-    with ui.stage("speed", 100) as advance:
-        result = bench(
-            entries,
-            threads=settings.threads or None,
-            seconds=(3.0 if settings.effort == "quick" else 6.0) * len(chosen),
-            progress=lambda share, _: advance(int(100 * share)),
-        )
-    for trial in chosen:
-        base, mine = result[f"original on {trial.target}"], result[f"{trial.variant} on {trial.target}"]
-        trial.ratio = base.runtime.median_ms / mine.runtime.median_ms
+    for attempt in range(1, ATTEMPTS + 1):
+        with ui.stage("speed" if attempt == 1 else f"speed again ({attempt})", 100) as advance:
+            result = bench(
+                entries,
+                threads=settings.threads or None,
+                seconds=(3.0 if settings.effort == "quick" else 6.0) * len(chosen),
+                progress=lambda share, _: advance(int(100 * share)),
+            )
+        for trial in chosen:
+            base, mine = result[f"original on {trial.target}"], result[f"{trial.variant} on {trial.target}"]
+            trial.ratio = base.runtime.median_ms / mine.runtime.median_ms
+        best = _winner(chosen, result)
+        if result.quiet or (best.ratio or 0) >= RESOLUTION:
+            break
+    return result, best
+
+
+def _winner(chosen: list[Trial], result: BenchResult) -> Trial:
+    """The fastest of those that hold the budget, or the fastest of all where none does."""
+
+    def broken(trial: Trial) -> bool:
+        return trial.judgement is None or not trial.judgement.holds
 
     def rank(trial: Trial) -> tuple[bool, float]:
-        latency = result[f"{trial.variant} on {trial.target}"].runtime.median_ms
-        return (not (trial.judgement is not None and trial.judgement.holds), latency)
+        return broken(trial), result[f"{trial.variant} on {trial.target}"].runtime.median_ms
 
     best = min(chosen, key=rank)
     for trial in chosen:
         if trial is not best:
-            trial.why = (
-                f"rejected: {best.variant} on {best.target} is faster"
-                if rank(trial)[0] == rank(best)[0]
-                else "rejected: breaks the budget"
-            )
-    return result, best
+            beaten = f"{best.variant} on {best.target} is faster"
+            trial.why = f"rejected: {'breaks the budget' if broken(trial) and not broken(best) else beaten}"
+    return best
 
 
 def _report(

@@ -74,7 +74,8 @@ def gather(
     folded = Fold()(model, calibration)
     costs = {str(row["name"]): row for row in table_rows(inspect(_proto(folded)))}
     total = totals(inspect(_proto(folded)))
-    layers = _layers(model, best, calibration, task, costs)
+    layers, faults = _layers(model, best, calibration, task, costs)
+    warnings += [f"layer by layer: {text}" for text in faults]
     looks = sum(1 for s in searches for t in s.trials if t.judgement is not None)
     if looks > 1 and any("in float" in t.variant or "bits" in t.variant for s in searches for t in s.trials):
         warnings.append(
@@ -319,10 +320,12 @@ def placement_of(model: Model) -> dict[str, str]:
 
 def _layers(
     model: Model, best: Trial, calibration: Samples, task: Task, costs: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the layer table, and what the alignment found fault with."""
     places = placement_of(best.model)
     tensors = [tensor_of(s, task)[0] for s in calibration.take(min(ALIGN_IMAGES, len(calibration)), 0)]
-    rows = align(model, load(best.data, task=task), tensors).rows()
+    alignment = align(model, load(best.data, task=task), tensors)
+    rows = alignment.rows()
     keys = ("name", "op", "output", "shape", "sqnr_db", "local_sqnr_db", "cosine", "max_error")
     found = []
     for row in rows:
@@ -332,7 +335,7 @@ def _layers(
             kept["macs"], kept["parameters"] = cost["macs"], cost["parameters"]
         kept["placement"] = places.get(str(row["name"]), None)
         found.append(kept)
-    return found
+    return found, [f.text for f in alignment.findings[:5]]
 
 
 def _parts(data: bytes) -> dict[str, int]:

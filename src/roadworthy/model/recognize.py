@@ -203,7 +203,7 @@ def _rows(
         logits = not any(p.op == "Sigmoid" for p in parts)
         return (
             DecodeSpec("yolox", num_classes=columns - 5, strides=strides, scores_are_logits=logits),
-            f"box, objectness and {columns - 5} scores joined for each cell of strides {_list(strides)}, grid to be added",
+            f"box, objectness and {columns - 5} scores joined for each cell of strides {_list(strides)}, no grid",
         )
     if distribution is not None:
         classes, reg_max = distribution
