@@ -27,13 +27,16 @@ class _Example(click.Command):
         if self.epilog:
             formatter.write_paragraph()
             for line in self.epilog.splitlines():
-                formatter.write_text(line)
+                formatter.write(f"{line}\n")  # never wrapped: it is there to be copied
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="roadworthy")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Compress a trained vision model, prove that it still agrees with the original, and ship it."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -43,6 +46,20 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     if len(parts) != 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
         raise click.BadParameter(f"{value!r} is not WIDTHxHEIGHT, as in 640x640")
     return int(parts[1]), int(parts[0])
+
+
+def _json_place(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file that cannot be written before any work is done."""
+    if value is None:
+        return None
+    if Path(value).is_dir():
+        raise InputError(f"--json {value} is a folder; name a file")
+    try:
+        with tempfile.TemporaryFile(dir=Path(value).absolute().parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--json {value} cannot be written: {error.strerror}; give another place") from error
+    return value
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -63,9 +80,7 @@ _data = click.option(
 _task = click.option(
     "--task", metavar="T", help="Kind of the outputs, or a YAML file. Default: from the model, where certain."
 )
-_json = click.option(
-    "--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False), help="Write the result as JSON, too."
-)
+_json = click.option("--json", "json_file", metavar="FILE", callback=_json_place, help="Write the result as JSON, too.")
 _threads = click.option(
     "--threads", type=click.IntRange(0), default=0, show_default="every core", help="Threads of the runtime."
 )
@@ -76,6 +91,7 @@ _size_option = click.option(
     "--size", callback=_size, metavar="WxH", help="Input size, for a model that leaves it open."
 )
 _force = click.option("--force", is_flag=True, help="Replace an existing output.")
+_resume = click.option("--resume", is_flag=True, help="Go on after the last finished stage of an interrupted run.")
 
 
 @cli.command(
@@ -106,10 +122,10 @@ _force = click.option("--force", is_flag=True, help="Replace an existing output.
     help="How much is tried.",
 )
 @click.option("--out", metavar="DIR", default=None, help="Output folder. Default: MODEL's name with -compressed.")
-@_options(_seed, _threads, _size_option, _force)
-@click.option("--resume", is_flag=True, help="Go on after the last finished stage of an interrupted run.")
-def compress(model: str, data: str, task: str | None, target: str, max_drop: float, min_sqnr: float, recipe: str | None,
-             effort: str, out: str | None, seed: int, threads: int, size: tuple[int, int] | None, force: bool, resume: bool) -> None:  # fmt: skip
+@_options(_seed, _threads, _size_option, _force, _resume)
+def compress(model: str, data: str, task: str | None, target: str, max_drop: float, min_sqnr: float,
+             recipe: str | None, effort: str, out: str | None, seed: int, threads: int, size: tuple[int, int] | None,
+             force: bool, resume: bool) -> None:  # fmt: skip
     """Compress MODEL under an accuracy budget and write model, report and recipe.
 
     Exit code 0: all budgets hold. 3: one does not; the files are written and say so. 2: the input cannot be used.
@@ -156,9 +172,8 @@ def _show_outcome(outcome: Any) -> None:
         click.echo(f"note: {line}")
     for budget in report["budgets"]:
         sign = "at most" if budget.get("direction", "at most") == "at most" else "at least"
-        click.echo(
-            f"budget {budget['name']}: {budget['measured']:.2f} {budget['unit']}, {sign} {budget['limit']:g}: {budget['verdict']}"
-        )
+        told = f"{budget['measured']:.2f} {budget['unit']}, {sign} {budget['limit']:g}"
+        click.echo(f"budget {budget['name']}: {told}: {budget['verdict']}")
     click.echo(f"wrote {outcome.folder}/model.onnx, report.html, report.json, recipe.yaml ({report['seconds']:.0f} s)")
 
 
@@ -201,7 +216,10 @@ def evaluate(model: str, data: str, task: str | None, reference: str | None, tar
 @_options(_seed, _threads, _size_option, _json)
 def align(original: str, other: str, data: str, task: str | None, images: int, top: int, seed: int, threads: int,
           size: tuple[int, int] | None, json_file: str | None) -> None:  # fmt: skip
-    """Compare two models tensor by tensor: error, first divergence, whose fault it is. Exit code 3: there is a finding."""
+    """Compare two models tensor by tensor: error, first divergence, whose fault it is.
+
+    Exit code 3: there is a finding.
+    """
     from roadworthy.console import alignment_table
     from roadworthy.jobs.assess import align_files
 
@@ -213,7 +231,7 @@ def align(original: str, other: str, data: str, task: str | None, images: int, t
 
 @cli.command(
     cls=_Example,
-    epilog="Example:\n  roadworthy bench yolox_nano.onnx small/model.onnx --target ort --target openvino --data coco/images/val",
+    epilog="Example:\n  roadworthy bench yolox_nano.onnx small/model.onnx --target ort --target openvino",
 )
 @click.argument("models", nargs=-1, required=True)
 @click.option(
@@ -231,8 +249,8 @@ def align(original: str, other: str, data: str, task: str | None, images: int, t
     "--seconds", type=click.FloatRange(0.5), default=8.0, show_default=True, help="Time to measure in, for all."
 )
 @_options(_threads, _size_option, _json)
-def bench(models: tuple[str, ...], targets: tuple[str, ...], data: str | None, task: str | None, seconds: float, threads: int,
-          size: tuple[int, int] | None, json_file: str | None) -> None:  # fmt: skip
+def bench(models: tuple[str, ...], targets: tuple[str, ...], data: str | None, task: str | None, seconds: float,
+          threads: int, size: tuple[int, int] | None, json_file: str | None) -> None:  # fmt: skip
     """Measure latency, throughput, memory and load time of MODELS, interleaved; the first one is the baseline."""
     from roadworthy.console import speed_table
     from roadworthy.jobs.assess import bench_files
@@ -267,8 +285,8 @@ def inspect(model: str, top: int, size: tuple[int, int] | None, json_file: str |
     show_default=True,
     help="Where the model is to run.",
 )
-@_options(_seed, _threads, _force)
-def demo(out: str, target: str, seed: int, threads: int, force: bool) -> None:
+@_options(_seed, _threads, _force, _resume)
+def demo(out: str, target: str, seed: int, threads: int, force: bool, resume: bool) -> None:
     """The whole job on the embedded sample: generated street scenes and a small detector trained on them."""
     from roadworthy.jobs.compress import Settings
     from roadworthy.jobs.compress import compress as job
@@ -276,7 +294,7 @@ def demo(out: str, target: str, seed: int, threads: int, force: bool) -> None:
 
     with _resumable(Path(out)):
         outcome = job(detector(), dataset(seed), out, Settings(target=target, seed=seed, threads=threads), force=force,
-                      ui=_console(), command=_command_line())  # fmt: skip
+                      resume=resume, ui=_console(), command=_command_line())  # fmt: skip
     _show_outcome(outcome)
     click.echo(f"open {outcome.folder}/report.html in a browser to see the proof")
     sys.exit(outcome.exit_code and EXIT_BUDGET)
@@ -296,19 +314,31 @@ def _write_json(path: str | None, document: Any) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     except OSError as error:
-        raise InputError(f"--json {path} cannot be written: {error.strerror}") from error
+        raise InputError(f"--json {path} cannot be written: {error.strerror}; give another place") from error
 
 
 def main() -> None:
     """Entry point of the `roadworthy` command."""
     try:
-        cli.main(standalone_mode=True)
-    except RoadworthyError as error:
-        click.echo(f"roadworthy: {error}", err=True)
-        sys.exit(EXIT_INPUT)
-    except KeyboardInterrupt:
+        code = cli.main(prog_name="roadworthy", standalone_mode=False)
+    except click.UsageError as error:
+        said = " ".join(error.format_message().split()).rstrip(".").replace(". (Did", " (did").replace(" Did", "; did")
+        command = error.ctx.command_path if error.ctx else "roadworthy"
+        code = _refuse(f"{said[:1].lower()}{said[1:]}; see `{command} --help`")
+    except (RoadworthyError, click.ClickException) as error:
+        code = _refuse(str(error))
+    except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        sys.exit(EXIT_INTERRUPT)
+        code = EXIT_INTERRUPT
+    except OSError as error:  # a full disk, too many open files
+        where = f"{error.filename}: " if error.filename else ""
+        code = _refuse(f"{where}{error.strerror or error}; make room or mend it, and run again")
+    sys.exit(code or 0)
+
+
+def _refuse(sentence: str) -> int:
+    click.echo(f"roadworthy: {sentence}", err=True)
+    return EXIT_INPUT
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from roadworthy.jobs.search import Advance, Ui
 
 
 class Console(Ui):
-    """Progress bars on stderr; on a pipe, one line per stage and note."""
+    """Progress bars on stderr and one line per note; on a pipe only the notes."""
 
     def __init__(self) -> None:
         self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
@@ -96,7 +96,8 @@ def speed_table(result: Any) -> None:
     for row in result.rows():
         table.add_row(
             f"{row['label']}", _number(row["ratio"]), _number(row["median_ms"]), _number(row["p90_ms"]),
-            _number(row["end_to_end_ms"]), _number(row["qps"], 0), _number(row["load_ms"], 0), _number(row["peak_mb"], 0),
+            _number(row["end_to_end_ms"]), _number(row["qps"], 0), _number(row["load_ms"], 0),
+            _number(row["peak_mb"], 0),
             f"{row['file_bytes'] / 1000:.0f}", f"{row['dropped']}/{row['samples']}",
         )  # fmt: skip
     _print(table)
@@ -111,9 +112,10 @@ def cost_table(result: dict[str, Any], top: int) -> None:
     t = result["totals"]
     print(f"{result['path']}: input {result['input']}, outputs {', '.join(result['outputs'])}, opset {result['opset']}")
     print(f"task: {result['task_text']}")
+    moved = t["bytes_read"] + t["bytes_weights"] + t["bytes_written"]
     print(
-        f"{t['nodes']} nodes, {t['convolutions']} convolutions, {t['parameters']:,} parameters, {t['macs'] / 1e6:.1f} M MACs,"
-        f" {t['flops'] / 1e6:.1f} MFLOPs, {(t['bytes_read'] + t['bytes_weights'] + t['bytes_written']) / 1e6:.1f} MB moved"
+        f"{t['nodes']} nodes, {t['convolutions']} convolutions, {t['parameters']:,} parameters,"
+        f" {t['macs'] / 1e6:.1f} M MACs, {t['flops'] / 1e6:.1f} MFLOPs, {moved / 1e6:.1f} MB moved"
     )
     table = Table("node", "op", "shape", "MACs", "params", "kB moved", "FLOP/byte", title="costliest first")
     for row in sorted(result["layers"], key=lambda r: -r["macs"])[:top]:

@@ -217,9 +217,9 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, str]]:
         raise InputError(f"the recipe {path} has the unknown key `{sorted(unknown)[0]}`")
     if document.get("version") != VERSION:
         raise InputError(f"the recipe {path} is of version {document.get('version')}; this program reads {VERSION}")
-    for key in ("images", "seed"):
-        if not isinstance(document.get(key, 0), int) or document.get(key, 0) < 0:
-            raise InputError(f"`{key}` in the recipe {path} must be a whole number")
+    for key, least in (("images", 1), ("seed", 0)):
+        if not isinstance(document.get(key, least), int) or document.get(key, least) < least:
+            raise InputError(f"`{key}` in the recipe {path} must be a whole number from {least} up")
     steps = tuple(_read_step(row, path) for row in document["steps"])
     made_with = document.get("made_with") or {}
     return Recipe(steps, document.get("images", 128), document.get("seed", 0)), dict(made_with)
@@ -236,6 +236,8 @@ def _read_step(row: Any, path: str | Path) -> Any:
     if name not in STEPS:
         raise InputError(f"the recipe {path} has the unknown step `{name}`; known are {', '.join(STEPS)}")
     settings = settings or {}
+    if not isinstance(settings, dict):
+        raise InputError(f"`{name}` in the recipe {path} must be followed by settings, as in `{{target: ort}}`")
     known = {f.name: f for f in fields(STEPS[name])}
     for key, value in settings.items():
         if key not in known:

@@ -44,6 +44,10 @@ def settle_task(
         task = model.task
     else:
         task, notes = _found(model, dataset, given, classes, load, seed)
+    if task.decode.kind not in KINDS:
+        raise InputError(
+            f"decode.kind of the task of {model.source} is {task.decode.kind!r}; known are {', '.join(KINDS)}"
+        )
     if task.preprocess.size_hw != task.decode.input_hw and task.decode.kind != "raw":
         task = replace(task, decode=replace(task.decode, input_hw=task.preprocess.size_hw))
     _fits_input(model, task)
