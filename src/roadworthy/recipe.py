@@ -6,7 +6,6 @@ bytes. Steps that look at images share one calibration pass.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -69,7 +68,7 @@ class Calibration:
     def _key(model: Model, samples: Samples) -> tuple[str, str, str]:
         """What the statistics depend on: the graph, the images, and how an image becomes a tensor."""
         preprocess = repr(model.task.preprocess) if model.task else ""
-        return hashlib.sha256(model.float_bytes()).hexdigest(), samples.content_id, preprocess
+        return model.fingerprint, samples.content_id, preprocess
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, str]]:
     for key, least in (("images", 1), ("seed", 0)):
         value = document.get(key, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"`{key}` in the recipe {path} must be a whole number of at least {least}")
+            raise InputError(f"`{key}` in the recipe {path} must be a whole number from {least} up")
     steps = tuple(_read_step(row, path) for row in document["steps"])
     made_with = document.get("made_with") or {}
     if not isinstance(made_with, dict):
@@ -246,7 +245,7 @@ def _read_step(row: Any, path: str | Path) -> Any:
         raise InputError(f"the recipe {path} has the unknown step `{name}`; known are {', '.join(STEPS)}")
     settings = settings or {}
     if not isinstance(settings, dict):
-        raise InputError(f"`{name}` in the recipe {path} needs settings by name, as in `{{target: ort}}`")
+        raise InputError(f"`{name}` in the recipe {path} must be followed by settings, as in `{{target: ort}}`")
     known = {f.name: f for f in fields(STEPS[name])}
     for key, value in settings.items():
         if key not in known:

@@ -44,6 +44,10 @@ def settle_task(
         task = model.task
     else:
         task, notes = _found(model, dataset, given, classes, load, seed)
+    if task.decode.kind not in KINDS:
+        raise InputError(
+            f"decode.kind of the task of {model.source} is {task.decode.kind!r}; known are {', '.join(KINDS)}"
+        )
     if task.preprocess.size_hw != task.decode.input_hw and task.decode.kind != "raw":
         task = replace(task, decode=replace(task.decode, input_hw=task.preprocess.size_hw))
     _fits_input(model, task)
@@ -139,8 +143,8 @@ def _measured(model: Model, tasks: Sequence[Task], samples: Samples, runner: Run
         assert finding.runner_up is not None
         raise InputError(
             f"the preprocessing of {model.source} is not certain: on {finding.images} images"
-            f" {_call(tasks[finding.best].preprocess)} and {_call(tasks[finding.runner_up].preprocess)} do about equally"
-            f" well ({finding.means[finding.best]:.1f} and {finding.means[finding.runner_up]:.1f});"
+            f" {_call(tasks[finding.best].preprocess)} and {_call(tasks[finding.runner_up].preprocess)} do"
+            f" about equally well ({finding.means[finding.best]:.1f} and {finding.means[finding.runner_up]:.1f});"
             " give --task FILE with the right `preprocess` section"
         )
     best, next_best = finding.best, finding.runner_up
@@ -164,7 +168,9 @@ def suspects(model: Model, task: Task, samples: Samples, runner: Runner, seed: i
     """Settings of a contract that the images contradict, one sentence each; empty when nothing beats it clearly."""
     found = []
     for field, variants in _variants(model, task).items():
-        finding = probe(runner, [task, *variants], samples, SECOND_LOOK if len(samples) > FIRST_LOOK else len(samples), seed)
+        finding = probe(
+            runner, [task, *variants], samples, SECOND_LOOK if len(samples) > FIRST_LOOK else len(samples), seed
+        )
         if finding.best != 0 and finding.clear_of_first:
             part, name = field.split(".")
             mine, better = getattr(getattr(task, part), name), getattr(getattr(variants[finding.best - 1], part), name)

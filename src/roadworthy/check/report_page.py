@@ -52,6 +52,9 @@ class Table:
     sorted_by: str = ""
 
 
+SAME_SPEED = 0.05  # a ratio this close to 1 cannot be told from 1 on a restless machine
+
+
 def fixed(value: float | None, places: int = 2) -> str:
     """A number with a fixed count of decimals and a true minus sign; a dash for None; no negative zero."""
     if value is None:
@@ -400,6 +403,10 @@ def _tiles(report: Report) -> list[dict[str, str]]:
         }
     )
     word, note = "faster" if (speed or 1) >= 1 else "slower", ""
+    if speed is not None and abs(speed - 1) <= SAME_SPEED:
+        word, value = "as fast, within what was measurable", f"{fixed(speed)}×"
+    else:
+        value = "" if speed is None else f"{fixed(max(speed, 1 / max(speed, 1e-9)), 2)}×"
     rows = report.speed or []
     row = (
         next((r for r in rows[1:] if r.ratio is not None and abs(r.ratio - speed) < 1e-3), None)
@@ -415,7 +422,7 @@ def _tiles(report: Report) -> list[dict[str, str]]:
     tiles.append(
         {
             "name": target,
-            "value": "" if speed is None else f"{fixed(max(speed, 1 / max(speed, 1e-9)), 2)}×",
+            "value": value,
             "word": word,
             "note": note,
             "tone": "bad" if word == "slower" else "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from roadworthy.errors import InputError, RoadworthyError
 from roadworthy.model import graph as g
@@ -15,6 +16,8 @@ from roadworthy.model.canonical import canonicalize
 from roadworthy.model.encoding import Encoding
 from roadworthy.model.read import check_proto, load_bytes, one_line, read_proto
 from roadworthy.model.task import METADATA_KEY, Task, task_from_json
+
+_FINGERPRINTS: WeakKeyDictionary[g.IrModel, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,14 @@ class Model:
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(str(v.name) for v in g.outputs(self.ir))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the float graph; worked out once per graph, as graphs do not change."""
+        known = _FINGERPRINTS.get(self.ir)
+        if known is None:
+            known = _FINGERPRINTS[self.ir] = hashlib.sha256(self.float_bytes()).hexdigest()
+        return known
 
     def float_bytes(self) -> bytes:
         """The float graph, serialized; encodings are left out."""

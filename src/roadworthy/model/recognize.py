@@ -62,7 +62,7 @@ def recognize(model: Model, num_classes: int | None = None) -> Guess | None:
         elif len(shape) == 4:
             found = _fastestdet(model, shape, hw)
     elif hw is not None:
-        found = _distribution_levels(shapes, hw, num_classes)
+        found = _distribution_levels(model, shapes, hw, num_classes)
     if found is None or hw is None:
         return None
     decode, why = found
@@ -121,6 +121,29 @@ def leaves(value: g.Value, limit: int = 64) -> list[Leaf]:
     return found
 
 
+def _joined(value: g.Value) -> list[Leaf]:
+    """The parts of the Concat that makes an output, with their length along its axis."""
+    maker = value.producer()
+    if maker is None or maker.op_type != "Concat":
+        return []
+    axis = g.attribute(maker, "axis", 1)
+    found = []
+    for part in maker.inputs:
+        shape, made_by = g.static_shape(part), part.producer() if part is not None else None
+        if shape is None:
+            return []
+        found.append(Leaf(shape[axis], made_by.op_type if made_by is not None else ""))
+    return found
+
+
+def _behind_sigmoid(value: g.Value) -> bool:
+    """Whether a Sigmoid was applied to an output, moves aside."""
+    maker = value.producer()
+    while maker is not None and maker.op_type in ("Reshape", "Transpose", "Flatten", "Squeeze", "Identity"):
+        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    return maker is not None and maker.op_type in ("Sigmoid", "Sqrt", "Mul")
+
+
 def _channels(value: g.Value | None) -> int:
     """Channels of a tensor, looking through moves to the convolution that made it."""
     while value is not None:
@@ -155,7 +178,9 @@ def _rows(
     # Channels first: YOLOv8 and its successors, no objectness.
     strides = strides_for(b, hw)
     if strides is not None and a > 4 and a < b:
-        if num_classes is not None and num_classes != a - 4:
+        joined = _joined(g.outputs(model.ir)[0])
+        proven = sorted(p.channels for p in joined) == sorted((4, a - 4)) and any(p.op == "Sigmoid" for p in joined)
+        if num_classes not in (None, a - 4) or not (proven or num_classes == a - 4):
             return None
         return (
             DecodeSpec("yolov8", num_classes=a - 4, strides=strides, decoded=True),
@@ -178,7 +203,7 @@ def _rows(
         logits = not any(p.op == "Sigmoid" for p in parts)
         return (
             DecodeSpec("yolox", num_classes=columns - 5, strides=strides, scores_are_logits=logits),
-            f"box, objectness and {columns - 5} scores joined for each cell of strides {_list(strides)}, grid still to add",
+            f"box, objectness and {columns - 5} scores joined for each cell of strides {_list(strides)}, no grid",
         )
     if distribution is not None:
         classes, reg_max = distribution
@@ -214,9 +239,10 @@ def _is_decoded(model: Model, rows: int) -> bool:
         if node.op_type in ("Add", "Mul", "Sub"):
             for value in node.inputs:
                 array = g.constant(value)
-                if array is not None and array.ndim >= 2 and array.size >= 32 and array.shape[-1] in (1, 2):
-                    if rows in array.shape or array.size * 3 >= rows // 32:
-                        return True
+                if array is None or array.ndim < 2 or array.size < 32 or array.shape[-1] not in (1, 2):
+                    continue
+                if rows in array.shape or array.size * 3 >= rows // 32:
+                    return True
     return False
 
 
@@ -235,7 +261,7 @@ def _fastestdet(model: Model, shape: tuple[int, ...], hw: tuple[int, int] | None
 
 
 def _distribution_levels(
-    shapes: list[tuple[int, ...]], hw: tuple[int, int], num_classes: int | None
+    model: Model, shapes: list[tuple[int, ...]], hw: tuple[int, int], num_classes: int | None
 ) -> tuple[DecodeSpec, str] | None:
     """PicoDet and NanoDet with one output per level and kind: class maps and distribution maps, in any order."""
     flat: list[tuple[int, int]] = []  # cells, channels
@@ -256,8 +282,10 @@ def _distribution_levels(
     for bins in (8, 17, 16):
         others = [ch for ch in channels[0] if ch != 4 * bins]
         if 4 * bins in channels[0] and len(others) == 1 and num_classes in (None, others[0]):
+            maps = [v for v, (_, ch) in zip(g.outputs(model.ir), flat) if ch == others[0]]
+            logits = not all(_behind_sigmoid(v) for v in maps)
             return (
-                DecodeSpec("dfl", num_classes=others[0], strides=strides, reg_max=bins - 1),
+                DecodeSpec("dfl", num_classes=others[0], strides=strides, reg_max=bins - 1, scores_are_logits=logits),
                 f"a class map and a map of 4 distributions of {bins} bins for each of the strides {_list(strides)}",
             )
     return None
@@ -343,7 +371,7 @@ def decode_for(kind: str, model: Model, num_classes: int | None) -> DecodeSpec:
             )
     told = ", ".join(str(list(s)) for s in shapes)
     raise InputError(
-        f"the outputs of {model.source} ({told}) do not fit --task {kind}; describe them in a YAML file and give --task FILE"
+        f"the outputs of {model.source} ({told}) do not fit --task {kind}; describe them in a YAML file: --task FILE"
     )
 
 

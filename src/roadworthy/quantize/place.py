@@ -177,14 +177,14 @@ def _available(model: g.IrModel, chosen: list[Unit], target: Target) -> set[str]
             if sources and all(s in found for s in sources):
                 found.update(outs)
             continue
-        weightless = node.op_type in target.int8_ops and id(node) not in inside and node.op_type not in _WEIGHTED
+        weightless = node.op_type in target.int8_ops and id(node) not in inside and node.op_type not in _ONLY_IN_UNITS
         # Every operand must be an int8 activation: a constant one would need codes of its own.
         if weightless and sources and len(sources) == len(node.inputs) and all(s in found for s in sources):
             found.update(outs)
     return found
 
 
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sigmoid", "Softmax", "LeakyRelu"})
+_ONLY_IN_UNITS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sigmoid", "Softmax", "LeakyRelu"})
 
 
 def _wanted(

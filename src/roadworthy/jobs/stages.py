@@ -6,6 +6,7 @@ settings); a job with another key does not read it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,18 +18,23 @@ from numpy.typing import NDArray
 
 from roadworthy.check.accuracy import Predictions
 from roadworthy.detect.detections import Detections
-from roadworthy.errors import InputError
+from roadworthy.errors import InputError, RoadworthyError
 from roadworthy.quantize.statistics import Statistics
 
 Arrays = dict[str, NDArray]
 
 
 class Stages:
-    """A folder of finished stages.   resume: read what an earlier run of the same job left; else start empty."""
+    """A folder of finished stages.   resume: read what an earlier run of the same job left; else start empty.
+
+    As a context it keeps the stages when the work inside is interrupted or fails, and takes away what it made when the
+    work is refused (RoadworthyError): the same input would be refused again.
+    """
 
     def __init__(self, folder: Path, key: str, resume: bool) -> None:
         self.folder = folder
         self.found = 0
+        self._made: list[Path] = []
         marker = folder / "job.json"
         if resume and marker.is_file():
             try:
@@ -37,12 +43,24 @@ class Stages:
                 raise InputError(f"{marker} cannot be read ({error}); run again without --resume") from error
             if old != key:
                 raise InputError(
-                    f"the stages in {folder} were left by a job with another model, data or settings; run without --resume"
+                    f"the stages in {folder} are of a job with another model, data or settings;"
+                    " run again without --resume"
                 )
             return
         shutil.rmtree(folder, ignore_errors=True)
+        self._made = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True)
         marker.write_text(json.dumps({"key": key}))
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, RoadworthyError) and self._made:
+            self.drop()
+            for parent in self._made[1:]:
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    parent.rmdir()
 
     def get(self, name: str) -> Arrays | None:
         """The arrays of a finished stage, or None."""

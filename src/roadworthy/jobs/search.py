@@ -35,7 +35,11 @@ from roadworthy.run.targets import TARGETS
 FASTER = 1.05
 """int8 must beat float by this factor; less is within what a short measurement can tell apart."""
 EFFORT_IMAGES = {"quick": 32, "normal": 128, "thorough": 256}
-EFFORT_OBSERVERS = {"quick": ("mse",), "normal": ("mse", "percentile", "minmax"), "thorough": ("mse", "percentile", "minmax", "kl")}
+EFFORT_OBSERVERS = {
+    "quick": ("mse",),
+    "normal": ("mse", "percentile", "minmax"),
+    "thorough": ("mse", "percentile", "minmax", "kl"),
+}
 SENSITIVITY_IMAGES = {"quick": 4, "normal": 8, "thorough": 16}
 
 Advance = Callable[[int], None]
@@ -77,6 +81,11 @@ class Sensitivity:
     layer: str
     value: float
     gain: float
+
+    def merit(self, layers: int) -> float:
+        """Damage avoided per cost of keeping the layer in float: its share of the work, and a quarter of an average
+        layer's share for the conversions around it."""
+        return self.value / (self.gain + 0.25 / layers)
 
 
 @dataclass
@@ -191,28 +200,28 @@ class Search:
     # The budget
 
     def _int8_under_budget(self, int8: Trial) -> Trial | None:
-        """int8, with as few layers in float as the budget allows; None when it stops being faster before that."""
+        """int8, with as few layers in float as the budget allows; None when it is then no longer faster."""
         if self.evaluate(int8).holds:
             int8.why = f"chosen: the budget holds, {_times(int8.ratio)} of float on {self.target}"
             return int8
         int8.why = f"breaks the budget by {int8.judgement.drop - self.judge.max_drop:.2f}"  # type: ignore[union-attr]
         step = next(s for s in int8.recipe.steps if isinstance(s, Quantize))
-        order = self._rank("int8", lambda name, others: self.recipe(replace(step, keep_float=others, float_weights=others)))
-        for count in _growing(len(order)):
+        order = self._rank("in int8", lambda others: replace(step, float_weights=others))
+        for count in _growing(len(order) - 1):
             kept = tuple(s.layer for s in order[:count])
             # The layers that break the budget keep the weights they had; storing them as codes would cost again.
-            trial = self.build(
-                f"int8, {count} in float", f"int8, {count} layers in float", self.recipe(replace(step, float_weights=kept))
-            )
+            recipe = self.recipe(replace(step, float_weights=kept))
+            trial = self.build(f"int8, {count} in float", f"int8, {count} {_layers(count)} in float", recipe)
             self.trials.append(trial)
+            if not self.evaluate(trial).holds:
+                trial.why = "breaks the budget"
+                continue
             self._measure_speed([trial])
-            if (trial.ratio or 0) < FASTER:
-                trial.why = f"rejected: only {_times(trial.ratio)} of float on {self.target}"
-                return None
-            if self.evaluate(trial).holds:
+            if (trial.ratio or 0) >= FASTER:
                 trial.why = f"chosen: the fewest layers in float that hold the budget, {_times(trial.ratio)} of float"
                 return trial
-            trial.why = "breaks the budget"
+            trial.why = f"rejected: holds the budget, but with {_times(trial.ratio)} of float on {self.target}"
+            return None
         return None
 
     def _stored_under_budget(self, stored: Trial) -> Trial:
@@ -221,13 +230,17 @@ class Search:
             stored.why = "chosen: as fast as float, smaller, and the budget holds"
             return stored
         stored.why = "breaks the budget"
-        order = self._rank("stored", lambda name, others: self.recipe(StoreWeights(float_weights=others)))
+        order = self._rank("stored", lambda others: StoreWeights(float_weights=others))
         best = stored
-        for field_name, variant in (("wide", "stored with 16 bits"), ("float_weights", "left as they were")):
+        for setting, variant in (("wide", "stored with 16 bits"), ("float_weights", "left as they were")):
             for count in _growing(len(order)):
                 names = tuple(s.layer for s in order[:count])
-                step = replace(StoreWeights(), **{field_name: names})
-                trial = self.build(f"stored, {count} {variant}", f"int8-stored weights, {count} layers {variant}", self.recipe(step))
+                step = StoreWeights(wide=names) if setting == "wide" else StoreWeights(float_weights=names)
+                trial = self.build(
+                    f"stored, {count} {variant}",
+                    f"int8-stored weights, {count} {_layers(count)} {variant}",
+                    self.recipe(step),
+                )
                 self.trials.append(trial)
                 if self.evaluate(trial).holds:
                     trial.why = "chosen: the smallest that holds the budget"
@@ -248,29 +261,33 @@ class Search:
         return [(t, runner.run({self.model.input_name: t})) for t in tensors]
 
     def _damage(self, data: bytes, probes: list[tuple[NDArray, dict[str, NDArray]]]) -> float:
-        runner = TARGETS[self.target].runner(data, self.threads)
+        runner = TARGETS["ort"].runner(data, self.threads)
         return float(np.mean([distance(want, runner.run({self.model.input_name: t}), self.task) for t, want in probes]))
 
-    def _rank(self, kind: str, only: Callable[[str, tuple[str, ...]], Recipe]) -> list[Sensitivity]:
-        """Every layer's damage when it alone is compressed, the most per unit of gain first."""
-        folded = Fold()(self.model, self.calibration)
+    def _rank(self, how: str, alone: Callable[[tuple[str, ...]], Quantize | StoreWeights]) -> list[Sensitivity]:
+        """Every layer's damage when it alone is compressed, the most per unit of gain first.
+
+        alone: the step that compresses all layers but the named ones.   The networks run on ONNX Runtime whatever the
+        target: the codes are the same there, and it loads a model several times faster.
+        """
+        chosen = self.recipe().choose(self.calibration)
+        folded = Fold()(self.model, chosen)
         all_units = units(folded.ir)
         names = [u.name for u in all_units]
         total = sum(multiplications(u) for u in all_units) or 1
         probes = self._probes(SENSITIVITY_IMAGES[self.effort])
-        baseline = self._damage(self.model.float_bytes(), probes)
+        correct = CorrectBias()
         found = []
         with self.ui.stage(f"sensitivity of {len(names)} layers", len(names)) as advance:
             for done, unit in enumerate(all_units, 1):
-                others = tuple(n for n in names if n != unit.name)
-                made = only(unit.name, others).apply(self.model, self.calibration)
-                value = max(self._damage(to_qdq(made), probes) - baseline, 0.0)
-                found.append(Sensitivity(unit.name, value, max(multiplications(unit) / total, 1e-4)))
+                step = alone(tuple(n for n in names if n != unit.name))
+                made = correct(step(folded, chosen), chosen)
+                value = self._damage(to_qdq(made), probes)
+                found.append(Sensitivity(unit.name, value, multiplications(unit) / total))
                 advance(done)
         self.sensitivity = found
-        self.sensitivity_metric = f"task distance with only this layer {kind}"
-        # A layer's cost in float is its share of the work, plus a constant for the conversions around it.
-        return sorted(found, key=lambda s: -s.value / (s.gain + 0.25 / len(found)))
+        self.sensitivity_metric = f"task distance with only this layer {how}"
+        return sorted(found, key=lambda s: -s.merit(len(found)))
 
 
 def _growing(count: int) -> Iterator[int]:
@@ -281,6 +298,10 @@ def _growing(count: int) -> Iterator[int]:
         k *= 2
     if count:
         yield count
+
+
+def _layers(count: int) -> str:
+    return "layer" if count == 1 else "layers"
 
 
 def _times(ratio: float | None) -> str:

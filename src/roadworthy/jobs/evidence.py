@@ -1,0 +1,404 @@
+"""What the report says about a finished job: budgets and verdicts, accuracy, speed, size, layers, pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from roadworthy.check.accuracy import Accuracy, Predictions, agreement, match_pairs, score, tensor_of
+from roadworthy.check.align import align
+from roadworthy.check.bench import BenchResult
+from roadworthy.check.inspect import inspect, table_rows, totals
+from roadworthy.check.judge import Judge
+from roadworthy.check.pictures import Picture
+from roadworthy.data.dataset import Dataset
+from roadworthy.data.samples import Samples
+from roadworthy.detect.detections import Detections
+from roadworthy.detect.evaluate import DetectionScores, Interval
+from roadworthy.jobs.search import Search, Trial
+from roadworthy.model.model import Model, load
+from roadworthy.model.task import Task
+from roadworthy.model.units import units
+from roadworthy.recipe import Fold
+
+ALIGN_IMAGES = 4
+PICTURES = 6
+SPEED_KEYS = ("label", "target", "median_ms", "p90_ms", "qps", "load_ms", "peak_mb", "file_bytes", "ratio",
+              "ratio_spread", "samples", "dropped", "end_to_end_ms")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The sections of the report, as `report_schema` describes them, and the pictures."""
+
+    summary: list[str]
+    warnings: list[str]
+    original: dict[str, Any]
+    result: dict[str, Any]
+    budgets: list[dict[str, Any]]
+    accuracy: dict[str, Any] | None
+    speed: list[dict[str, Any]]
+    size: dict[str, Any]
+    candidates: list[dict[str, Any]]
+    sensitivity: list[dict[str, Any]] | None
+    layers: list[dict[str, Any]]
+    pictures: list[Picture]
+
+
+def gather(
+    model: Model,
+    best: Trial,
+    searches: list[Search],
+    judge: Judge,
+    calibration: Samples,
+    dataset: Dataset,
+    speed: BenchResult,
+    seed: int,
+    resolution: float,
+) -> Evidence:
+    """Everything that is reported about the chosen candidate."""
+    task = judge.task
+    assert best.predictions is not None and best.judgement is not None
+    interval = judge.interval(best.predictions, seed)
+    base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
+    fastest = min((e for e in speed.entries if e.label.startswith("original on ")), key=lambda e: e.runtime.median_ms)
+    ratio = base.runtime.median_ms / mine.runtime.median_ms
+    spread = _spread(best, speed)
+    warnings = [w for s in searches for w in s.warnings] + list(speed.notes)
+    if dataset.note:
+        warnings.append(dataset.note)
+    budgets = [_accuracy_budget(judge, best, interval), _speed_budget(best, ratio, spread, resolution)]
+    folded = Fold()(model, calibration)
+    costs = {str(row["name"]): row for row in table_rows(inspect(_proto(folded)))}
+    total = totals(inspect(_proto(folded)))
+    layers, faults = _layers(model, best, calibration, task, costs)
+    warnings += [f"layer by layer: {text}" for text in faults]
+    looks = sum(1 for s in searches for t in s.trials if t.judgement is not None)
+    if looks > 1 and any("in float" in t.variant or "bits" in t.variant for s in searches for t in s.trials):
+        warnings.append(
+            f"{looks} candidates were judged on the same test images until one held; that flatters its drop a little"
+        )
+    size_ratio = model.size / len(best.data)
+    return Evidence(
+        summary=_summary(
+            model,
+            best,
+            judge,
+            interval,
+            ratio,
+            fastest.runtime.median_ms / mine.runtime.median_ms,
+            fastest.target,
+            searches,
+            size_ratio,
+        ),
+        warnings=list(dict.fromkeys(warnings)),
+        original={
+            "path": model.source,
+            "sha256": model.sha256,
+            "bytes": model.size,
+            "nodes": total.nodes,
+            "parameters": total.parameters,
+            "macs": total.macs,
+        },
+        result={
+            "path": "model.onnx",
+            "sha256": _sha(best.data),
+            "bytes": len(best.data),
+            "variant": best.variant,
+            "target": best.target,
+            "size_ratio": size_ratio,
+            "speed_ratio": ratio,
+        },
+        budgets=budgets,
+        accuracy=_accuracy(judge, best, interval, task),
+        speed=[{k: row.get(k) for k in SPEED_KEYS} for row in speed.rows()],
+        size={"original": _parts(model.float_bytes()), "compressed": _parts(best.data)},
+        candidates=_candidates(searches, best),
+        sensitivity=_sensitivity(searches, best),
+        layers=layers,
+        pictures=_pictures(judge, best.predictions, task),
+    )
+
+
+def _sha(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def _proto(model: Model) -> onnx.ModelProto:
+    return onnx.load_model_from_string(model.float_bytes())
+
+
+def _spread(best: Trial, speed: BenchResult) -> list[float] | None:
+    """Quartiles of original / candidate on the target, from the quartiles of both against the common baseline."""
+    base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
+    if mine.ratio_spread is None:
+        return None
+    if base.label == speed.entries[0].label:
+        return list(mine.ratio_spread)
+    return [mine.ratio_spread[0] / base.ratio, mine.ratio_spread[1] / base.ratio]
+
+
+# Budgets
+
+
+def _accuracy_budget(judge: Judge, best: Trial, interval: Interval | None) -> dict[str, Any]:
+    assert best.judgement is not None
+    holds = "holds" if best.judgement.holds else "broken"
+    if judge.raw:
+        return {"name": "output SQNR", "metric": "SQNR", "limit": judge.min_sqnr, "measured": best.judgement.value,
+                "unit": "dB", "direction": "at least", "verdict": holds}  # fmt: skip
+    note = None
+    if judge.reference.kind != "labels":
+        note = f"without labels: against {judge.reference.kind}"
+    return {
+        "name": "accuracy drop",
+        "metric": judge.metric,
+        "limit": judge.max_drop,
+        "measured": best.judgement.drop,
+        "interval": None if interval is None else [interval.low, interval.high],
+        "unit": "points",
+        "direction": "at most",
+        "verdict": holds,
+        "note": note,
+    }
+
+
+def _speed_budget(best: Trial, ratio: float, spread: list[float] | None, resolution: float) -> dict[str, Any]:
+    return {
+        "name": f"not slower than the original on {best.target}",
+        "metric": "latency ratio",
+        "limit": resolution,
+        "measured": ratio,
+        "interval": spread,
+        "unit": "x",
+        "direction": "at least",
+        "verdict": "holds" if ratio >= resolution else "broken",
+        "note": "below 1 by no more than what this measurement can tell apart" if resolution <= ratio < 1 else None,
+    }
+
+
+def _summary(
+    model: Model,
+    best: Trial,
+    judge: Judge,
+    interval: Interval | None,
+    ratio: float,
+    against_best: float,
+    best_runtime: str,
+    searches: list[Search],
+    size_ratio: float,
+) -> list[str]:
+    assert best.judgement is not None
+    lines = [f"{best.variant}, for {best.target}: {best.why.removeprefix('chosen: ')}."]
+    for search in searches:
+        for trial in search.trials:
+            if trial.variant == "int8" and trial.ratio is not None and trial.ratio < 1 and trial is not best:
+                told = f"int8 is {1 / trial.ratio:.2f}x slower than float on {search.target}"
+                if trial.judgement is not None:
+                    told += f" and would lose {trial.judgement.drop:.1f} points"
+                lines.append(f"{told}, so the network is computed in float there.")
+    if judge.raw:
+        lines.append(f"Worst output: {best.judgement.value:.1f} dB signal to quantization noise.")
+    elif interval is not None:
+        lines.append(
+            f"{judge.metric} {judge.original_value:.2f} -> {best.judgement.value:.2f}: drop {interval.drop:+.2f}"
+            f" points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
+        )
+    lines.append(f"{model.size:,} -> {len(best.data):,} bytes: {size_ratio:.2f}x smaller.")
+    told = f"{ratio:.2f}x the speed of the original on {best.target}"
+    if best_runtime != best.target:
+        told += f", {against_best:.2f}x that of the original on its fastest runtime here ({best_runtime})"
+    lines.append(f"{told}.")
+    return lines
+
+
+# Accuracy
+
+
+def _detail(accuracy: Accuracy, task: Task) -> dict[str, Any]:
+    detail = accuracy.detail
+    if isinstance(detail, DetectionScores):
+        names = task.names
+
+        def named(table: dict[int, float | None]) -> dict[str, float | None]:
+            return {names[c] if c < len(names) else str(c): v for c, v in table.items()}
+
+        return {
+            "map": detail.map, "ap50": detail.ap50, "ap75": detail.ap75, "small": detail.small,
+            "medium": detail.medium, "large": detail.large, "recall": detail.recall, "precision": detail.precision,
+            "threshold": detail.score_threshold, "per_class": named(detail.per_class),
+            "recall_per_class": named(detail.recall_per_class),
+        }  # fmt: skip
+    assert detail is not None
+    return {"top1": detail.top1, "top5": detail.top5}
+
+
+def _accuracy(judge: Judge, best: Trial, interval: Interval | None, task: Task) -> dict[str, Any] | None:
+    if judge.raw:
+        return None
+    assert best.predictions is not None
+    before = _detail(score(judge.original, judge.reference, task), task)
+    after = _detail(score(best.predictions, judge.reference, task), task)
+    counts: dict[str, int] = {}
+    for truth in judge.reference.truths:
+        for c in truth.classes[~truth.ignore]:
+            name = task.names[int(c)] if int(c) < len(task.names) else str(int(c))
+            counts[name] = counts.get(name, 0) + 1
+    key = "map" if task.is_detector else "top1"
+    return {
+        "metric": judge.metric,
+        "reference": judge.reference.kind,
+        "original": before,
+        "compressed": after,
+        "drop": (before[key] or 0.0) - (after[key] or 0.0),
+        "interval": None if interval is None else [interval.low, interval.high],
+        "boxes_per_class": counts or None,
+        "agreement": agreement(judge.original, best.predictions, task),
+    }
+
+
+# Search
+
+
+def _candidates(searches: list[Search], best: Trial) -> list[dict[str, Any]]:
+    rows = []
+    for search in searches:
+        for trial in search.trials:
+            rows.append(
+                {
+                    "name": f"{trial.name} on {search.target}",
+                    "variant": trial.variant,
+                    "drop": None if trial.judgement is None else trial.judgement.drop,
+                    "bytes": len(trial.data),
+                    "ratio": trial.ratio,
+                    "seconds": trial.seconds,
+                    "chosen": trial is best,
+                    "why": trial.why or None,
+                }
+            )
+    return rows
+
+
+def _sensitivity(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:
+    search = next((s for s in searches if s.target == best.target), None)
+    if search is None or not search.sensitivity:
+        return None
+    named: set[str] = set()
+    for step in best.recipe.steps:
+        values = asdict(step)
+        named.update(values.get("keep_float", ()), values.get("wide", ()), values.get("float_weights", ()))
+    order = sorted(search.sensitivity, key=lambda s: -s.merit(len(search.sensitivity)))
+    rank = {s.layer: k for k, s in enumerate(order, 1)}
+    return [
+        {
+            "layer": s.layer,
+            "metric": search.sensitivity_metric,
+            "value": s.value,
+            "cost_rank": rank[s.layer],
+            "kept_float": s.layer in named,
+        }
+        for s in search.sensitivity
+    ]
+
+
+# Layers and size
+
+
+def placement_of(model: Model) -> dict[str, str]:
+    """Unit name -> "int8", "int8 storage" or "float"."""
+    found = {}
+    for unit in units(model.ir):
+        encoding = model.encodings.get(str(unit.weight.name))
+        found[unit.name] = "float" if encoding is None else "int8 storage" if encoding.storage else "int8"
+    return found
+
+
+def _layers(
+    model: Model, best: Trial, calibration: Samples, task: Task, costs: dict[str, dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the layer table, and what the alignment found fault with."""
+    places = placement_of(best.model)
+    tensors = [tensor_of(s, task)[0] for s in calibration.take(min(ALIGN_IMAGES, len(calibration)), 0)]
+    alignment = align(model, load(best.data, task=task), tensors)
+    rows = alignment.rows()
+    keys = ("name", "op", "output", "shape", "sqnr_db", "local_sqnr_db", "cosine", "max_error")
+    found = []
+    for row in rows:
+        kept = {k: row.get(k) for k in keys}
+        cost = costs.get(str(row["name"]))
+        if cost is not None:
+            kept["macs"], kept["parameters"] = cost["macs"], cost["parameters"]
+        kept["placement"] = places.get(str(row["name"]), None)
+        found.append(kept)
+    return found, [f.text for f in alignment.findings[:5]]
+
+
+def _parts(data: bytes) -> dict[str, int]:
+    """What the bytes of a file are: weights by type, scales, and the rest."""
+    proto = onnx.load_model_from_string(data)
+    parts = {"int8 codes": 0, "int16 codes": 0, "biases (int32)": 0, "float weights": 0}
+    kinds = {
+        onnx.TensorProto.INT8: "int8 codes", onnx.TensorProto.UINT8: "int8 codes",
+        onnx.TensorProto.INT16: "int16 codes", onnx.TensorProto.INT32: "biases (int32)",
+        onnx.TensorProto.FLOAT: "float weights",
+    }  # fmt: skip
+    for tensor in proto.graph.initializer:
+        kind = kinds.get(tensor.data_type)
+        if kind is not None:
+            parts["scales" if tensor.name.startswith("s/") else kind] = (
+                parts.get("scales" if tensor.name.startswith("s/") else kind, 0)
+                + onnx.numpy_helper.to_array(tensor).nbytes
+            )
+    parts["graph"] = len(data) - sum(parts.values())
+    return {k: int(v) for k, v in parts.items() if v}
+
+
+# Pictures
+
+
+def _pictures(judge: Judge, candidate: Predictions, task: Task) -> list[Picture]:
+    """Test images on which the two models differ most, and some on which they differ little."""
+    if judge.raw:
+        return []
+    samples = judge.samples
+    if task.is_detector:
+        changes = np.array([_change(a, b, task) for a, b in zip(judge.original.detections, candidate.detections)])
+        seen = np.array([(d.scores >= task.decode.score_threshold).sum() for d in judge.original.detections])
+        order = np.argsort(-changes, kind="stable")
+        worst = [int(i) for i in order[: PICTURES // 2]]
+        calm = [int(i) for i in order[::-1] if seen[i] >= 2 and int(i) not in worst][: PICTURES - len(worst)]
+    else:
+        assert judge.original.scores is not None and candidate.scores is not None
+        shift = np.abs(judge.original.scores - candidate.scores).sum(1)
+        order = np.argsort(-shift, kind="stable")
+        worst = [int(i) for i in order[: PICTURES // 2]]
+        calm = [int(i) for i in order[len(order) // 2 :] if int(i) not in worst][: PICTURES - len(worst)]
+    found = []
+    for index in (*worst, *calm):
+        note = "among the images that changed most" if index in worst else "a typical image"
+        a: Any
+        b: Any
+        if task.is_detector:
+            a, b = judge.original.detections[index], candidate.detections[index]
+        else:
+            a, b = judge.original.scores[index], candidate.scores[index]  # type: ignore[index]
+        found.append(
+            Picture(samples[index].name, samples[index].image(), a, b, task.names, note, task.decode.score_threshold)
+        )
+    return found
+
+
+def _change(a: Detections, b: Detections, task: Task) -> float:
+    """How much two results for one image differ: scores of what only one of them shows, and shifts of the rest."""
+    limit = task.decode.score_threshold
+    a, b = a.keep(a.scores >= limit), b.keep(b.scores >= limit)
+    pairs = match_pairs(a, b)
+    left = set(range(len(a))) - {p[0] for p in pairs}
+    right = set(range(len(b))) - {p[1] for p in pairs}
+    lost = sum(float(a.scores[i]) for i in left) + sum(float(b.scores[j]) for j in right)
+    return lost + sum(abs(float(a.scores[i] - b.scores[j])) + 1 - iou for i, j, iou in pairs)
