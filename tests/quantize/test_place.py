@@ -8,8 +8,9 @@ import pytest
 from onnx_graphs import N, build, rand
 from roadworthy.model.model import Model, load
 from roadworthy.quantize.calibrate import calibrate
+from roadworthy.quantize.observers import OBSERVERS
 from roadworthy.quantize.place import Placement, place
-from roadworthy.quantize.quantize import incompatible_merges
+from roadworthy.quantize.quantize import activation_encodings, incompatible_merges
 from roadworthy.run.targets import TARGETS
 
 ORT, OPENVINO = TARGETS["ort"], TARGETS["openvino"]
@@ -172,3 +173,16 @@ def test_a_constant_operand_is_not_an_activation(target):
     nodes = [N("Mul", ["a", "k"], ["b"]), LAST]
     source = encoded(network(*nodes, weights={"k": np.float32(2)}), target)
     assert "k" not in source and source["b"] == "b"
+
+
+def test_results_keep_their_extremes_whatever_the_observer(monkeypatch: pytest.MonkeyPatch):
+    """The largest scores are few, and what the network is asked for: an observer that cuts tails would merge them."""
+    monkeypatch.setitem(OBSERVERS, "half", lambda stats, spec: (stats.lo / 2, stats.hi / 2))
+    model = network(N("Relu", ["a"], ["b"]), LAST, N("Flatten", ["y"], ["out"]), outputs=("out",))
+    placement = place(model.ir, ORT)
+    assert placement.results == {"y"}
+    statistics = calibrate(model, placement.observed, [rand(1, 3, 8, 8)], 1)
+    found = activation_encodings(placement, statistics, ORT, "half")
+    y, b = statistics["y"], statistics["b"]
+    assert found["y"].range == pytest.approx((y.lo, y.hi), abs=0.01 * (y.hi - y.lo))
+    assert found["b"].range == pytest.approx((b.lo / 2, b.hi / 2), abs=0.01 * b.hi)

@@ -45,6 +45,11 @@ def test_mse_is_as_good_as_the_best_clip():
             assert error <= 1.15 * min(tried)
 
 
+def test_the_lowest_code_is_never_used():
+    encoding = Encoding(np.float32([0.01]), np.zeros(1, np.int64), 8, True, 0)
+    assert codes(np.float32([[-10, -1.28, -1.27, 10]]), encoding).tolist() == [[-127, -127, -127, 127]]
+
+
 def test_a_channel_of_zeros_and_a_spec_that_is_not_for_weights():
     w = rand(3, 4)
     w[1] = 0
