@@ -1,6 +1,16 @@
 """Train the small detector on the embedded street scenes and write it as ONNX.
 
-python tools/train_street.py
+    PYTHONPATH=src python tools/train_street.py --epochs 20 --scenes 10000 --seed 9001 --threads 1
+
+made the committed file: 6240 steps of 32 scenes, about 50 minutes on one thread of an AVX-512 BF16 CPU shared with
+other work. Measured by `evaluate` on the first 300 scenes of seed 0, which no training sees (COCO metrics, %):
+
+    AP 52.9   AP50 84.0   AP75 58.0   AP small 47.8   AP medium 71.0   AP large 78.3
+    AP50: pedestrian 70.6   car 88.7   cyclist 73.9   traffic light 97.2   sign 89.6
+    303,908 parameters with batch norm, 1.22 MB, 293 million multiply-adds for one image of 416x256
+
+A training may be stopped at any time: after each epoch the averaged weights are exported to --out and a checkpoint is
+written, from which --resume goes on. The loop ends with a check of the exported graph against the network.
 """
 
 from __future__ import annotations
@@ -11,6 +21,7 @@ import copy
 import io
 import math
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -37,7 +48,6 @@ Cache = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 def cached_scenes(folder: Path, count: int, seed: int) -> Cache:
     """Images (count, H, W, 3) and labels (count, MAX_BOXES, 6): x1 y1 x2 y2 class, and 0 real, 1 ignored, -1 none."""
-    folder.mkdir(parents=True, exist_ok=True)
     pixels, labels = folder / f"images_{seed}_{count}.npy", folder / f"labels_{seed}_{count}.npy"
     if not labels.exists():
         store = np.lib.format.open_memmap(pixels, "w+", np.uint8, (count, HEIGHT, WIDTH, 3))
@@ -151,7 +161,7 @@ def train(args: argparse.Namespace) -> None:
     groups = [{"params": decayed, "weight_decay": 0.03}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_LR)
     per_epoch = args.scenes // BATCH
-    total, warmup = args.epochs * per_epoch, min(400, args.epochs * per_epoch // 10)
+    total, warmup = args.epochs * per_epoch, max(1, min(400, args.epochs * per_epoch // 10))
     start, step = 0, 0
     checkpoint = args.cache / "checkpoint.pt"
     if args.resume:
@@ -182,9 +192,8 @@ def train(args: argparse.Namespace) -> None:
             sum_loss += value.item()
             if k % 50 == 49:
                 pace = (k + 1) * BATCH / (time.perf_counter() - began)
-                print(
-                    f"epoch {epoch + 1} step {k + 1}/{per_epoch} loss {sum_loss / (k + 1):.3f} {pace:.0f}/s", flush=True
-                )
+                place = f"epoch {epoch + 1} step {k + 1}/{per_epoch}"
+                print(f"{place} loss {sum_loss / (k + 1):.3f} {pace:.0f}/s", flush=True)
         state = {"net": net.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save(state | {"epoch": epoch + 1, "step": step}, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").replace(checkpoint)
@@ -233,12 +242,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=here / "src/roadworthy/data/street_detector.onnx")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the cache")
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/street_cache"))
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "street_cache")
     parser.add_argument("--float32", action="store_true", help="train without bfloat16 (slower, any CPU)")
     args = parser.parse_args()
     if args.seed == UNSEEN_SEED:
         parser.error(f"--seed {UNSEEN_SEED} is the series that is evaluated on; choose another")
-    Path("/tmp/street_train.pid").write_text(str(os.getpid()))
+    args.cache.mkdir(parents=True, exist_ok=True)
+    (args.cache / "train.pid").write_text(str(os.getpid()))
     train(args)
 
 

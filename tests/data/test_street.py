@@ -244,7 +244,8 @@ def detect(session: onnxruntime.InferenceSession, image: NDArray[np.uint8]) -> l
 def coco_figures(scenes: list, change: Callable[[NDArray], NDArray]) -> tuple[float, float]:
     """AP50 and AP of small objects over the scenes, the images changed first."""
     session = onnxruntime.InferenceSession(DETECTOR.read_bytes(), providers=["CPUExecutionProvider"])
-    labels, rows = [], []
+    labels: list[dict] = []
+    rows: list[list[float]] = []
     for i, (image, truth) in enumerate(scenes):
         for (x1, y1, x2, y2), kind, ignore in zip(truth.boxes_xyxy.tolist(), truth.classes, truth.ignore):
             box, area = [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1)
@@ -297,11 +298,9 @@ def test_the_export_says_what_the_network_says(tool, tmp_path: Path) -> None:  #
     net = tool.StreetNet().eval()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # statistics that matter when folded
-            for value, low, high in (
-                (module.running_mean, -0.3, 0.3), (module.running_var, 0.3, 2), (module.weight, 0.5, 1.5),
-                (module.bias, -0.3, 0.3),
-            ):  # fmt: skip
-                torch.nn.init.uniform_(value, low, high)
+            bounds = {"running_mean": (-0.3, 0.3), "running_var": (0.3, 2), "weight": (0.5, 1.5), "bias": (-0.3, 0.3)}
+            for name, (low, high) in bounds.items():
+                torch.nn.init.uniform_(getattr(module, name), low, high)
     tool.export(net, tmp_path / "net.onnx")
     image = scene(2)[0].transpose(2, 0, 1)[None].astype(np.float32)
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])

@@ -280,3 +280,27 @@ def test_class_interval_has_the_width_of_the_normal_approximation() -> None:
     # 4000 draws fix a percentile to about 4 % of the half width
     assert interval.high - interval.drop == pytest.approx(half, rel=0.12)
     assert interval.drop - interval.low == pytest.approx(half, rel=0.12)
+
+
+def test_repeated_images_do_not_narrow_the_interval() -> None:
+    """The same 40 images three times over carry no more evidence than once."""
+    rng = np.random.default_rng(5)
+    truths, good, worse = [], [], []
+    for _ in range(40):
+        boxes = np.array([[10, 10, 60, 60], [100, 100, 180, 160]], np.float32)
+        truths.append(Truth.of(boxes, np.array([0, 1])))
+        found = Detections(boxes, rng.uniform(0.5, 1, 2), np.array([0, 1]))
+        good.append(found)
+        worse.append(found.keep(rng.random(2) < 0.8))
+    once = bootstrap_drop(truths, good, worse, 2, 400, 0)
+    thrice = bootstrap_drop(truths * 3, good * 3, worse * 3, 2, 400, 0, repeats=3)
+    assert thrice.drop == pytest.approx(once.drop, abs=0.5)
+    assert thrice.high - thrice.low > 0.85 * (once.high - once.low)
+
+
+def test_no_changed_answer_is_not_certainty() -> None:
+    labels = np.zeros(125, int)
+    scores = np.tile(np.array([[0.9, 0.1]], np.float32), (125, 1))
+    interval = bootstrap_class_drop(labels, scores, scores, 200, 0)
+    assert interval.drop == 0
+    assert interval.low < -1 and interval.high > 1

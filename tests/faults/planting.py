@@ -1,4 +1,4 @@
-"""Faults for exported ONNX files: each function edits a copy of the bytes at one named layer or value, and nothing else.
+"""Faults for exported ONNX files: each edits a copy of the bytes at one layer or value, and nothing else.
 
 A layer is named by its convolution's (or Gemm's) node; new initializers are made, because scales are shared.
 """

@@ -1,10 +1,15 @@
 """Accuracy of a model on images, and the drop from one model to another.
 
-Where there are labels they are the reference. Where there are none, the original is its own witness: its results on the
-mirrored images, mirrored back, are the reference for both models. That reference was made from other pixels than either
-model is asked about, so the original's own jitter counts against it as it would with labels, and the difference
-between the two models estimates the drop that labels would show. How many of the original's own detections are found
-again is reported beside it.
+Where there are labels they are the reference. Where there are none, the original is a witness of known doubt:
+
+    classifier   expected accuracy = mean over images of p_original(class that the model answers)
+    detector     labels are drawn: each of the original's detections on the mirrored image, mirrored back, is present
+                 with the probability that its score claims; DRAWS draws, the mean over them
+
+A mistake of the original is thus drawn as an absent object about as often as it is one, and a box is held against one
+that was found in other pixels, so that neither model meets its own jitter. The drop between two models on this
+reference estimates the drop that labels would show (docs/decisions/0003). How many of the original's own detections
+are found again is reported beside it.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from roadworthy.detect.evaluate import (
     Interval,
     bootstrap_class_drop,
     bootstrap_drop,
+    bootstrap_mean,
     evaluate_classes,
     evaluate_detections,
     map_only,
@@ -35,6 +41,10 @@ from roadworthy.run.runner import Runner
 
 SCORE_FLOOR = 0.01
 """Detections below this score do not enter mAP (the convention of YOLOX and of the figures in PEERS)."""
+
+DRAWS = 5
+DRAW_FLOOR = 0.05
+"""Detections below this are hardly ever objects, and there are very many of them."""
 
 Progress = Callable[[int], None]
 
@@ -50,11 +60,17 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What results are held against: labelled boxes or class indices.   kind: "labels" or "mirrored original"."""
+    """What results are held against.
+
+    kind: "labels", or what stands in for them.   truths: boxes of each image, `draws` times over all images.
+    labels: (N,) class indices.   probabilities: (N, C) the original's, where there are no labels.
+    """
 
     kind: str
     truths: tuple[Truth, ...] = ()
+    draws: int = 1
     labels: NDArray[np.int64] | None = None
+    probabilities: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +137,7 @@ def labelled(task: Task, samples: Samples) -> bool:
 def reference_of(
     original: Callable[[], Runner], task: Task, samples: Samples, progress: Progress | None = None
 ) -> Reference:
-    """The labels where there are some, else the original's results on the mirrored images.
+    """The labels where there are some, else what the original makes likely (see the module).
 
     original: makes a runner of the original; called only where it is needed.
     """
@@ -132,13 +148,21 @@ def reference_of(
         return Reference("labels", labels=np.array([s.label for s in samples], np.int64))
     if task.decode.kind == "raw":
         return Reference("original")
-    found = predict(original(), task, samples, mirrored=True, progress=progress)
+    found = predict(original(), task, samples, mirrored=task.is_detector, progress=progress)
     if task.is_detector:
-        threshold = task.decode.score_threshold
-        shown = [d.keep(d.scores >= threshold) for d in found.detections]
-        return Reference("mirrored original", truths=tuple(Truth.of(d.boxes_xyxy, d.classes) for d in shown))
-    assert found.scores is not None
-    return Reference("mirrored original", labels=found.scores.argmax(1).astype(np.int64))
+        return Reference("labels drawn from the mirrored original", draw_truths(found.detections), DRAWS)
+    return Reference("the original's own probabilities", probabilities=found.scores)
+
+
+def draw_truths(found: Sequence[Detections], draws: int = DRAWS, seed: int = 0) -> tuple[Truth, ...]:
+    """Labels drawn from detections: each box with the probability of its score, from DRAW_FLOOR up."""
+    rng = np.random.default_rng(seed)
+    truths = []
+    for _ in range(draws):
+        for d in found:
+            present = (rng.random(len(d)) < d.scores) & (d.scores >= DRAW_FLOOR)
+            truths.append(Truth.of(d.boxes_xyxy[present], d.classes[present]))
+    return tuple(truths)
 
 
 def score(predictions: Predictions, reference: Reference, task: Task, full: bool = True) -> Accuracy:
@@ -149,17 +173,28 @@ def score(predictions: Predictions, reference: Reference, task: Task, full: bool
                 "no object is labelled on the test images, and the original finds none on them either,"
                 " so accuracy cannot be measured; hand in images that show the classes of the model"
             )
+        found = predictions.detections * reference.draws
         if not full:
-            return Accuracy("mAP", map_only(reference.truths, predictions.detections, task.decode.num_classes))
-        detail = evaluate_detections(
-            reference.truths, predictions.detections, task.decode.num_classes, task.decode.score_threshold
-        )
+            return Accuracy("mAP", map_only(reference.truths, found, task.decode.num_classes))
+        detail = evaluate_detections(reference.truths, found, task.decode.num_classes, task.decode.score_threshold)
         return Accuracy("mAP", float(detail.map or 0.0), detail)
-    if task.decode.kind == "classify":
-        assert predictions.scores is not None and reference.labels is not None
+    if task.decode.kind != "classify":
+        raise InputError("a raw task has no accuracy of its own; compare it with its original")
+    assert predictions.scores is not None
+    if reference.labels is not None:
         classes = evaluate_classes(reference.labels, predictions.scores)
-        return Accuracy("top-1", float(classes.top1 or 0.0), classes)
-    raise InputError("a raw task has no accuracy of its own; compare it with its original")
+    else:
+        classes = _expected(predictions.scores, reference)
+    return Accuracy("top-1", float(classes.top1 or 0.0), classes)
+
+
+def _expected(scores: NDArray, reference: Reference) -> ClassScores:
+    """Accuracy that a model has if the original's probabilities are right."""
+    assert reference.probabilities is not None
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    hits = np.take_along_axis(reference.probabilities, order, axis=1).astype(np.float64)
+    top5 = float(hits.sum(1).mean() * 100) if scores.shape[1] >= 5 else None
+    return ClassScores(float(hits[:, 0].mean() * 100), top5, {}, len(scores))
 
 
 def drop(
@@ -167,11 +202,15 @@ def drop(
 ) -> Interval:
     """By how many points the candidate is worse, with its 95 % interval (paired bootstrap over images)."""
     if task.is_detector:
-        return bootstrap_drop(
-            reference.truths, original.detections, candidate.detections, task.decode.num_classes, rounds, seed
-        )
-    assert original.scores is not None and candidate.scores is not None and reference.labels is not None
-    return bootstrap_class_drop(reference.labels, original.scores, candidate.scores, rounds, seed)
+        pair = [p.detections * reference.draws for p in (original, candidate)]
+        return bootstrap_drop(reference.truths, *pair, task.decode.num_classes, rounds, seed, repeats=reference.draws)
+    assert original.scores is not None and candidate.scores is not None
+    if reference.labels is not None:
+        return bootstrap_class_drop(reference.labels, original.scores, candidate.scores, rounds, seed)
+    assert reference.probabilities is not None
+    rows = np.arange(len(reference.probabilities))
+    kept = [reference.probabilities[rows, p.scores.argmax(1)] for p in (original, candidate)]  # type: ignore[union-attr]
+    return bootstrap_mean(100.0 * (kept[0] - kept[1]).astype(np.float64), rounds, seed)
 
 
 def output_sqnr_db(original: Predictions, candidate: Predictions) -> float:
@@ -218,7 +257,7 @@ def match_pairs(a: Detections, b: Detections, threshold: float = 0.5) -> list[tu
     if not len(a) or not len(b):
         return []
     iou = iou_matrix(a.boxes_xyxy, b.boxes_xyxy) * (a.classes[:, None] == b.classes[None, :])
-    pairs = []
+    pairs: list[tuple[int, int, float]] = []
     for flat in np.argsort(-iou, axis=None, kind="stable"):
         i, j = divmod(int(flat), iou.shape[1])
         if iou[i, j] < threshold:

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.check.findings import Coding, Finding, Tensor, Track, examine, first_divergence
-from roadworthy.check.local import LocalGraph, Match, Pairing, take_apart, weights_of
+from roadworthy.check.local import LocalGraph, take_apart
 from roadworthy.check.moments import Error
+from roadworthy.check.pairing import Match, Pairing, weights_of
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model.model import Model
 
@@ -213,15 +214,15 @@ class _Pass:
         for track in self.tracks:
             m = track.match
             value = original[m.name]
-            made = None if m.is_input else _same(value, apart[m.root], m)
             shadow = self.local.shadow.get(m.name)
-            track.add(
-                value,
-                _same(value, free[m.coded or m.root], m),
-                made,
-                None if shadow is None else apart[shadow],
-                None if m.coded is None else apart[m.coded],
-            )
+            made = None if m.is_input else _same(value, apart[m.root], m)
+            copied = None if shadow is None else apart[shadow]
+            reference = value
+            if m.clamped and m.codes is not None and made is not None:
+                made, reference = (np.clip(v, m.codes.lo, m.codes.hi) for v in (made, value))
+                copied = None if copied is None else np.clip(copied, m.codes.lo, m.codes.hi)
+            coded = None if m.coded is None else apart[m.coded]
+            track.add(value, _same(value, free[m.coded or m.root], m), reference, made, copied, coded)
 
 
 def _same(a: NDArray, b: NDArray, match: Match) -> NDArray:

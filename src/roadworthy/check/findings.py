@@ -9,8 +9,8 @@ for any other node is nothing at all. With step s, fan-in K and weights w of one
 
 so a layer that is 0.8 % off is off for another reason, and a channel that is off by six times the first figure as well.
 Measured limit: 2 % in the whole layer is found in every layer tried; 2 % in a single channel is found where the weights
-of both models can be compared (not behind a batch norm that was folded) and the channel's weights have a norm of 87 steps or more,
-as every channel has whose largest code is near 127.
+of both models can be compared (not behind a batch norm that was folded) and the channel's weights
+have a norm of 87 steps or more, as every channel has whose largest code is near 127.
 Fine-tuned weights differ by design: align such a model with its own float form.
 """
 
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from roadworthy.check.local import Match, Weights
 from roadworthy.check.moments import Centred, Coverage, Error, Fit, Moments, channel_axis
+from roadworthy.check.pairing import Match, Weights
 from roadworthy.model.task import Task
 
 GAIN_LIMIT = 0.008
@@ -116,14 +116,21 @@ class Track:
         self.coverage = None if c is None else Coverage(c.lo, c.hi, c.step)
 
     def add(
-        self, value: NDArray, free: NDArray, made: NDArray | None, shadow: NDArray | None, coded: NDArray | None
+        self,
+        value: NDArray,
+        free: NDArray,
+        reference: NDArray,
+        made: NDArray | None,
+        shadow: NDArray | None,
+        coded: NDArray | None,
     ) -> None:
-        """One image: a's value, b's free one, b's local result, the shadow, and a's value through b's codes."""
+        """One image: a's value; b's free one; what b's local result is held against, and that result; the shadow; and
+        a's value through b's codes."""
         axis = channel_axis(self.match.shape)
         original = Centred(value, axis)
         self.accumulated.add(original, free)
         if made is not None:
-            self.local.add(original, made)
+            self.local.add(original if reference is value else Centred(reference, axis), made)
             if shadow is not None:
                 self.compute.add(Centred(shadow, axis), made)
         if coded is not None:
@@ -174,7 +181,7 @@ def _computed(track: Track) -> Finding | None:
     """A fault of weights, bias or attributes."""
     m, error = track.match, track.own.error()
     if not error.finite:
-        return Finding("other", m.where, f"{_named(track)} ({m.name}) becomes NaN or infinite", m.name, math.inf)
+        return Finding("other", m.where, f"{_named(track)} ({m.name}) overflows: NaN or infinite", m.name, math.inf)
     if not m.linear and error.sqnr_db > (LINEAR_LIMIT_DB if track.rounded else EXACT_LIMIT_DB):
         return None
 

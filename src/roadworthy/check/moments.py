@@ -100,7 +100,11 @@ class Moments:
         self.mx = self.md = self.cxx = self.cxd = self.cdd = np.zeros(1)
 
     def add(self, x: Centred, y: NDArray) -> None:
-        """One more image; y of x's shape."""
+        """One more image; y of x's shape. What overflows float32, squared, counts as not finite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add(x, y)
+
+    def _add(self, x: Centred, y: NDArray) -> None:
         d = y - x.value
         largest = float(max(d.max(), -d.min())) if d.size else 0.0
         if not np.isfinite(largest):
@@ -115,6 +119,9 @@ class Moments:
             md = d2.mean(1).astype(np.float64)
             cxd = np.einsum("cn,cn->c", x.rows, d2).astype(np.float64)  # x.rows are centred, so d need not be
             cdd = np.maximum(np.einsum("cn,cn->c", d2, d2).astype(np.float64) - n * md * md, 0.0)
+            if not np.isfinite(md.sum() + cxd.sum() + cdd.sum()):
+                self.finite = False
+                return
         if self.n == 0:
             self.mx, self.md, self.cxx, self.cxd, self.cdd, self.n = mx, md, cxx, cxd, cdd, n
             return

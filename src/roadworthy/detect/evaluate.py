@@ -181,17 +181,25 @@ def bootstrap_drop(
     num_classes: int,
     rounds: int = 500,
     seed: int = 0,
+    repeats: int = 1,
 ) -> Interval:
     """mAP(reference) - mAP(candidate) in points, with a 95 % interval from `rounds` paired draws of the images.
 
+    repeats: the sequences hold all images this many times over, with other labels each time; an image is then drawn
+    with all its repetitions.
     Raises InputError when no label counts, or as `evaluate_detections` does.
     """
     pair = [match(truths, found, num_classes) for found in (reference, candidate)]
     if not len(pair[0].label_class):
         raise InputError("no image has a label that counts, so mAP has no meaning; give labelled images")
-    weights = _draws(len(truths), rounds, seed)
+    weights = np.tile(_draws(len(truths) // repeats, rounds, seed), (1, repeats))
     drops = 100 * (weighted_map(pair[0], weights) - weighted_map(pair[1], weights))
     return _interval(drops)
+
+
+def bootstrap_mean(differences: NDArray, rounds: int = 500, seed: int = 0) -> Interval:
+    """The mean of per-image differences (N,), with a 95 % interval from draws of the images."""
+    return _interval(_draws(len(differences), rounds, seed) @ differences / len(differences))
 
 
 def _draws(images: int, rounds: int, seed: int) -> NDArray[np.float64]:

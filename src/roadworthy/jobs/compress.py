@@ -333,7 +333,7 @@ def _judge(model: Model, task: Task, test: Samples, settings: Settings, ui: Ui, 
             stages.put("reference", pack_reference(reference))
     judge = Judge(task, test, original, reference, settings.max_drop, settings.min_sqnr)
     if not judge.raw:
-        by = "labels" if reference.kind == "labels" else "its own results on mirrored images"
+        by = reference.kind
         ui.note(f"original: {judge.metric} {judge.original_value:.2f} on {len(test)} test images, against {by}")
     return judge
 

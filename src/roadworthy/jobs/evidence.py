@@ -154,7 +154,7 @@ def _accuracy_budget(judge: Judge, best: Trial, interval: Interval | None) -> di
                 "unit": "dB", "direction": "at least", "verdict": holds}  # fmt: skip
     note = None
     if judge.reference.kind != "labels":
-        note = "without labels: against the original's own results on mirrored images"
+        note = f"without labels: against {judge.reference.kind}"
     return {
         "name": "accuracy drop",
         "metric": judge.metric,

@@ -62,11 +62,11 @@ class Encoding:
 
     @property
     def qmin(self) -> int:
-        return -(1 << (self.bits - 1)) if self.signed else 0
+        return code_limits(self.bits, self.signed)[0]
 
     @property
     def qmax(self) -> int:
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+        return code_limits(self.bits, self.signed)[1]
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -127,15 +127,25 @@ def encoding_of_range(lo: float, hi: float, spec: QuantSpec) -> Encoding:
     """
     if not (np.isfinite(lo) and np.isfinite(hi)):
         raise ValueError(f"the range {lo}..{hi} is not finite")
-    lo, hi = min(float(lo), 0.0), max(float(hi), 0.0)
-    probe = Encoding(np.float32(1), np.int64(0), spec.bits, spec.signed)
+    scale, zero = scales_of_ranges(np.asarray(lo), np.asarray(hi), spec)
+    return Encoding(scale, zero, spec.bits, spec.signed)
+
+
+def scales_of_ranges(lo: NDArray, hi: NDArray, spec: QuantSpec) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scales (float32) and zero points of many ranges lo..hi at once, each extended to hold zero."""
+    qmin, qmax = code_limits(spec.bits, spec.signed)
+    lo, hi = np.minimum(lo, 0.0).astype(np.float64), np.maximum(hi, 0.0).astype(np.float64)
     if spec.symmetric:
-        middle = 0 if spec.signed else (probe.qmax + 1) // 2
-        scale = np.float32(max(max(-lo, hi) / (probe.qmax - middle), _TINY))
-        return Encoding(scale, np.int64(middle), spec.bits, spec.signed)
-    scale = np.float32(max((hi - lo) / (probe.qmax - probe.qmin), _TINY))
-    zero = int(np.clip(np.rint(probe.qmin - lo / scale), probe.qmin, probe.qmax))
-    return Encoding(scale, np.int64(zero), spec.bits, spec.signed)
+        middle = 0 if spec.signed else (qmax + 1) // 2
+        scale = np.maximum(np.maximum(-lo, hi) / (qmax - middle), _TINY).astype(np.float32)
+        return scale, np.full(scale.shape, middle, np.int64)
+    scale = np.maximum((hi - lo) / (qmax - qmin), _TINY).astype(np.float32)
+    return scale, np.clip(np.rint(qmin - lo / scale), qmin, qmax).astype(np.int64)
+
+
+def code_limits(bits: int, signed: bool) -> tuple[int, int]:
+    """Lowest and highest code."""
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
 _TINY = 1e-8

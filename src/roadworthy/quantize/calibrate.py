@@ -1,17 +1,28 @@
-"""Calibration: one streaming pass of the images through the float network, in memory that does not grow with them."""
+"""Calibration: one streaming pass of the images through the float network, in memory that does not grow with them.
+
+All values that are looked at are read in one run per image, or in several where they would take more memory than
+MAX_TAPPED values at a time. The statistics of different values are updated side by side; each sees its images in order,
+so that the result does not depend on the threads.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.errors import InputError
+from roadworthy.model import graph as g
 from roadworthy.model.model import Model
 from roadworthy.quantize.statistics import Statistics
-from roadworthy.run.ort import OrtRunner
+from roadworthy.run.ort import TapReader
 
 Progress = Callable[[int], None]
+MAX_TAPPED = 1 << 26
+"""Most float32 values that are held at a time: 256 MB."""
 
 
 def calibrate(
@@ -28,28 +39,73 @@ def calibrate(
     gets extremes and means, but no histogram.
 
     tensors: float32 arrays in the model's input shape, one image each; consumed once and not kept.
-    Raises InputError when there is none, or when a value overflows (naming it).
+    Raises InputError when there is none, when one has another shape, or when a value overflows (naming it).
     """
-    runner = OrtRunner(model.float_bytes(), threads)
-    axes = dict(channel_axes or {})
-    wanted = dict.fromkeys((*values, *axes))
-    statistics = {name: Statistics(axes.get(name), name in set(values)) for name in wanted}
-    taps = [v for v in wanted if v != model.input_name]
+    axes, counted = dict(channel_axes or {}), frozenset(values)
+    statistics = {name: Statistics(axes.get(name), name in counted) for name in dict.fromkeys((*values, *axes))}
+    readers = _readers(model, [v for v in statistics if v != model.input_name], threads)
+    workers = threads or min(os.cpu_count() or 1, 8)
     seen = 0
-    for tensor in tensors:
-        found = runner.run({model.input_name: tensor}, taps)
-        found[model.input_name] = tensor
-        for name, gathered in statistics.items():
-            try:
-                gathered.update(found[name])
-            except ValueError as error:
+    with ThreadPoolExecutor(workers, thread_name_prefix="statistics") as pool:
+
+        def update(found: Mapping[str, NDArray]) -> None:
+            # Largest first, dealt out in turn: no worker is left with one long tensor at the end.
+            names = sorted((n for n in found if n in statistics), key=lambda n: -found[n].size)
+            parts = [names[k::workers] for k in range(workers)]
+            for done in [pool.submit(_update, statistics, found, part) for part in parts]:
+                if (name := done.result()) is not None:
+                    raise InputError(
+                        f"on calibration image {seen + 1} the tensor {name!r} of {model.source} becomes NaN or"
+                        " infinite; check the preprocessing, or the model"
+                    )
+
+        for tensor in tensors:
+            if tensor.shape != model.input_shape:
                 raise InputError(
-                    f"on calibration image {seen + 1} the tensor {name!r} of {model.source} becomes NaN or infinite;"
-                    " check the preprocessing, or the model"
-                ) from error
-        seen += 1
-        if progress:
-            progress(seen)
+                    f"calibration image {seen + 1} became a tensor of shape {tensor.shape}, but {model.source} takes"
+                    f" {model.input_shape}; correct the size in the task"
+                )
+            tensor = np.ascontiguousarray(tensor, np.float32)
+            update({model.input_name: tensor})
+            for reader in readers:
+                update(reader.read(tensor))
+            seen += 1
+            if progress:
+                progress(seen)
     if not seen:
         raise InputError("there are no images to calibrate with; hand in a folder that holds some")
     return statistics
+
+
+def _update(statistics: Mapping[str, Statistics], found: Mapping[str, NDArray], names: Sequence[str]) -> str | None:
+    """Update some statistics; the name of a value that is not finite, if there is one."""
+    for name in names:
+        try:
+            statistics[name].update(found[name])
+        except ValueError:
+            return name
+    return None
+
+
+def _readers(model: Model, names: Sequence[str], threads: int) -> list[TapReader]:
+    """Readers for all named values, each of at most MAX_TAPPED numbers (or one value), over one shared memory.
+
+    Raises KeyError for a name that the graph does not have, or whose shape is not known.
+    """
+    known = g.values(model.ir)
+    groups: list[dict[str, tuple[int, ...]]] = []
+    sizes: list[int] = []
+    for name in names:
+        shape = g.static_shape(known[name])
+        if shape is None:
+            raise KeyError(name)
+        size = int(np.prod(shape))
+        if not groups or sizes[-1] + size > MAX_TAPPED:
+            groups.append({})
+            sizes.append(0)
+        groups[-1][name] = shape
+        sizes[-1] += size
+    if not groups:
+        return []
+    data, memory = model.float_bytes(), np.empty(max(sizes), np.float32)
+    return [TapReader(data, shapes, memory, threads) for shapes in groups]

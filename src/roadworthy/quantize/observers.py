@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from roadworthy.model.encoding import Encoding, QuantSpec, encoding_of_range
+from roadworthy.model.encoding import Encoding, QuantSpec, code_limits, encoding_of_range, scales_of_ranges
 from roadworthy.quantize.statistics import Statistics
 
 Range = tuple[float, float]
@@ -36,64 +36,78 @@ def percentile(stats: Statistics, spec: QuantSpec) -> Range:
     return max(float(lo), stats.lo), min(float(hi), stats.hi)
 
 
-def _error(stats: Statistics, weights: NDArray, centres: NDArray, lo: float, hi: float, spec: QuantSpec) -> float:
-    """Expected squared error of the histogram under the encoding of a range."""
-    encoding = encoding_of_range(lo, hi, spec)
-    scale, zero = float(encoding.scale), int(encoding.zero_point)
-    q = np.clip(np.rint(centres / scale) + zero, encoding.qmin, encoding.qmax)
-    return float((weights * ((q - zero) * scale - centres) ** 2).sum())
+def squared_errors(
+    weights: NDArray, centres: NDArray, lo: NDArray, hi: NDArray, spec: QuantSpec
+) -> NDArray[np.float64]:
+    """(K,) squared error of a histogram (B,) under the encodings of K ranges."""
+    scale, zero = scales_of_ranges(lo, hi, spec)
+    qmin, qmax = code_limits(spec.bits, spec.signed)
+    steps, zeros = scale.astype(np.float64)[:, None], zero[:, None]
+    rounded = np.rint(centres / steps)
+    np.clip(rounded, qmin - zeros, qmax - zeros, out=rounded)
+    rounded *= steps
+    rounded -= centres
+    return np.square(rounded, out=rounded) @ weights
 
 
 def mse(stats: Statistics, spec: QuantSpec) -> Range:
-    """The range of least expected squared error: both ends shrunk together first, then each alone."""
+    """The range of least expected squared error: both ends shrunk together first, then each alone, twice."""
     used = stats.hist > 0
-    weights, centres = stats.hist[used], stats.centres[used]
+    weights, centres = stats.hist[used], np.clip(stats.centres[used], stats.lo, stats.hi)
+    lo, hi = stats.lo, stats.hi
     if not len(weights):
-        return stats.lo, stats.hi
-    factors = np.concatenate([np.linspace(1.0, 0.5, 26), np.geomspace(0.48, 0.02, 20)])
-    best, lo, hi = np.inf, stats.lo, stats.hi
-    for a in factors:
-        error = _error(stats, weights, centres, stats.lo * a, stats.hi * a, spec)
-        if error < best:
-            best, lo, hi = error, stats.lo * a, stats.hi * a
-    if spec.symmetric:
         return lo, hi
-    for _ in range(2):
-        for a in factors:
-            error = _error(stats, weights, centres, lo, stats.hi * a, spec)
-            if error < best:
-                best, hi = error, stats.hi * a
-        for a in factors:
-            error = _error(stats, weights, centres, stats.lo * a, hi, spec)
-            if error < best:
-                best, lo = error, stats.lo * a
-    return lo, hi
+    sweeps: list[tuple[NDArray, NDArray]] = [(_FACTORS, _FACTORS)]
+    still = np.ones(len(_FACTORS))
+    if not spec.symmetric and lo < 0 < hi:
+        sweeps += [(still, _FACTORS), (_FACTORS, still)] * 2
+    best, a, b = np.inf, 1.0, 1.0
+    for lows, highs in sweeps:
+        below = lows if lows is not still else a * still
+        above = highs if highs is not still else b * still
+        errors = squared_errors(weights, centres, lo * below, hi * above, spec)
+        k = int(errors.argmin())
+        if errors[k] < best:
+            best, a, b = float(errors[k]), float(below[k]), float(above[k])
+    return lo * a, hi * b
+
+
+_FACTORS = np.concatenate([np.linspace(1.0, 0.5, 26), np.geomspace(0.48, 0.02, 20)])
 
 
 def kl(stats: Statistics, spec: QuantSpec) -> Range:
-    """The range whose quantized histogram diverges least from the clipped one."""
-    total = stats.hist.sum()
-    if total == 0 or stats.hi <= stats.lo:
+    """The range whose quantized histogram diverges least from the clipped one.
+
+    Point masses (the zeros behind a ReLU, the sixes behind a ReLU6) are taken out where an encoding represents them
+    exactly: zero always, an extreme as long as the range ends there. Spread over the bins that share their code, they
+    would make every wide range look bad.
+    """
+    if stats.hist.sum() == 0 or stats.hi <= stats.lo:
         return stats.lo, stats.hi
-    centres = stats.centres
+    centres, width = stats.centres, (stats.hist_hi - stats.hist_lo) / len(stats.hist)
+    at = {v: int(np.clip((v - stats.hist_lo) // width, 0, len(centres) - 1)) for v in (0.0, stats.lo, stats.hi)}
+    plain = stats.hist.copy()
+    for exact in (0.0, stats.lo, stats.hi):
+        if stats.lo <= exact <= stats.hi:
+            k = at[exact]
+            plain[k] = min(plain[k], max((plain[j] for j in (k - 1, k + 1) if 0 <= j < len(plain)), default=0.0))
     best, lo, hi = np.inf, stats.lo, stats.hi
     for a in np.linspace(1.0, 0.1, 46):
         left, right = stats.lo * a, stats.hi * a
-        inside = (centres >= left) & (centres <= right)
-        if inside.sum() < 2:
+        inside = np.flatnonzero((centres >= left - width / 2) & (centres <= right + width / 2))
+        if len(inside) < 2:
             break
-        p = stats.hist[inside].copy()
-        first = np.flatnonzero(inside)
-        p[0] += stats.hist[: first[0]].sum()
-        p[-1] += stats.hist[first[-1] + 1 :].sum()
-        encoding = encoding_of_range(left, right, spec)
-        codes = encoding.quantize(centres[inside].astype(np.float32)).astype(np.int64)
+        first, last = int(inside[0]), int(inside[-1])
+        raw = plain[first : last + 1]
+        p = raw.copy()
+        if a < 1:  # what is clipped comes to lie on the ends
+            p[0] += stats.hist[:first].sum()
+            p[-1] += stats.hist[last + 1 :].sum()
+        codes = encoding_of_range(left, right, spec).quantize(centres[inside]).astype(np.int64)
         codes -= codes.min()
         # Every code's mass is spread evenly over the bins of that code that hold anything.
-        raw = stats.hist[inside]
-        mass = np.bincount(codes, raw)
-        width = np.bincount(codes, raw > 0)
-        q = np.where(raw > 0, (mass / np.maximum(width, 1))[codes], 0)
+        held = raw > 0
+        q = np.where(held, (np.bincount(codes, raw) / np.maximum(np.bincount(codes, held), 1))[codes], 0)
         if q.sum() == 0:
             break
         pn, qn = p / p.sum(), q / q.sum()

@@ -80,6 +80,23 @@ def activation_inputs(node: g.Node) -> list[g.Value]:
     return [v for v in node.inputs if v is not None and g.constant(v) is None]
 
 
+def passes_through(node: g.Node, target: Target) -> bool:
+    """Whether the node's outputs hold the very codes of its first input, so that they share one encoding."""
+    if node.op_type not in target.passthrough_ops:
+        return False
+    if node.op_type == "MaxPool":  # its second output counts positions, which are no codes
+        return len(node.outputs) < 2 or not is_read(node.outputs[1])
+    if node.op_type == "Resize":  # a cubic overshoots the range of its input, a crop invents values
+        cropped = g.attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+        return not cropped and g.attribute(node, "mode", "nearest") in ("nearest", "linear")
+    return True
+
+
+def is_read(value: g.Value) -> bool:
+    """Whether a node or the caller reads the value."""
+    return bool(list(value.uses())) or value.is_graph_output()
+
+
 def _behind_relu(node: g.Node, target: Target) -> g.Node | None:
     """The weightless operator whose ReLU this node is (Add + Relu of a residual block)."""
     if node.op_type not in target.fused_activations or not node.inputs or node.inputs[0] is None:
@@ -107,6 +124,8 @@ def place(
             why[unit.name] = f"{target.name} has no int8 {unit.anchor.op_type}"
         elif not unit.per_channel:
             why[unit.name] = "its weights cannot have one scale per output channel"
+        elif g.attribute(unit.anchor, "alpha", 1.0) != 1.0 or g.attribute(unit.anchor, "beta", 1.0) != 1.0:
+            why[unit.name] = "its alpha or beta is not 1"
         elif unit.name in tails and multiplications(unit) < TAIL_SHARE * total:
             why[unit.name] = "a last layer too small to gain"
     chosen = [u for u in all_units if u.name not in why]
@@ -143,14 +162,14 @@ def _available(model: g.IrModel, chosen: list[Unit], target: Target) -> set[str]
             if sources and all(s in found for s in sources) and len(sources) == len(relu_of.inputs):
                 found.update(outs)
             continue
-        if node.op_type in target.passthrough_ops or (id(node) in inside and node.op_type in target.int8_ops):
+        if passes_through(node, target) or (id(node) in inside and node.op_type in target.int8_ops):
             if sources and all(s in found for s in sources):
                 found.update(outs)
-        elif node.op_type in target.int8_ops and id(node) not in inside and node.op_type not in _ONLY_IN_UNITS:
-            # Every operand must be an int8 activation: a constant one would need codes of its own.
-            whole = sources and len(sources) == len(node.inputs)
-            if whole and all(s in found for s in sources):
-                found.update(outs)
+            continue
+        weightless = node.op_type in target.int8_ops and id(node) not in inside and node.op_type not in _ONLY_IN_UNITS
+        # Every operand must be an int8 activation: a constant one would need codes of its own.
+        if weightless and sources and len(sources) == len(node.inputs) and all(s in found for s in sources):
+            found.update(outs)
     return found
 
 
@@ -173,19 +192,20 @@ def _wanted(
         outs = [str(v.name) for v in node.outputs]
         if not any(o in wanted for o in outs):
             continue
-        unit = in_unit.get(id(node))
         if id(node) in anchor_of:
             continue
-        if unit is not None and str(unit.output.name) in outs and quantized_point(unit, target) is unit.output:
+        own = in_unit.get(id(node))
+        if own is not None and str(own.output.name) in outs and quantized_point(own, target) is own.output:
             continue
         if not all(o in available for o in outs if o in wanted):
             continue
-        if node.op_type in target.passthrough_ops:
+        if passes_through(node, target):
             origin = str(activation_inputs(node)[0].name)
             wanted.add(origin)
-            for out in outs:
-                wanted.add(out)
-                share[out] = origin
+            for value in node.outputs:
+                if is_read(value):
+                    wanted.add(str(value.name))
+                    share[str(value.name)] = origin
             continue
         maker = _behind_relu(node, target) or node
         sources = tuple(str(v.name) for v in activation_inputs(maker))

@@ -8,19 +8,23 @@ the float value keeps its name. Stored weights become Cast and Mul, which every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding
 from roadworthy.model.model import Model
 from roadworthy.model.task import METADATA_KEY
 from roadworthy.model.units import units
+from roadworthy.quantize.place import is_read
 from roadworthy.quantize.weights import codes
 
 SUFFIX = "/dq"
 RAW = "/raw"
+COPY = "/@"
+"""Stands between the name of a shared constant and the layer that this copy of it belongs to."""
 
 
 def to_qdq(model: Model) -> bytes:
@@ -38,9 +42,10 @@ def to_qdq(model: Model) -> bytes:
     _quantize_weights(ir, encodings, constants)
     # A weightless operator computes in int8 when everything that it reads and makes has codes.
     for node in g.nodes(ir):
-        named = [str(v.name) for v in (*node.inputs, *node.outputs) if v is not None and g.constant(v) is None]
-        if id(node) not in anchors and named and all(n in encodings for n in named):
-            computes.add(id(node))
+        if id(node) not in anchors and _has_codes(node.inputs, encodings):
+            last = _relu_behind(node, encodings) or node
+            if _has_codes([v for v in last.outputs if is_read(v)], encodings):
+                computes.update((id(node), id(last)))
     made_in_int8 = {str(v.name) for n in g.nodes(ir) if id(n) in computes for v in n.outputs}
     for name, value in list(g.values(ir).items()):
         if name in encodings and g.constant(value) is None:
@@ -49,6 +54,21 @@ def to_qdq(model: Model) -> bytes:
     if model.task is not None:
         g.metadata(ir)[METADATA_KEY] = model.task.to_json()
     return g.to_bytes(ir)
+
+
+def _has_codes(values: Iterable[g.Value | None], encodings: Mapping[str, Encoding]) -> bool:
+    """Whether all of these values that are computed at run time, one at least, have an encoding."""
+    computed = [str(v.name) for v in values if v is not None and g.constant(v) is None]
+    return bool(computed) and all(name in encodings for name in computed)
+
+
+def _relu_behind(node: g.Node, encodings: Mapping[str, Encoding]) -> g.Node | None:
+    """The ReLU or Clip that is the one reader of a sum or concatenation without codes: the two compute as one."""
+    if node.op_type not in ("Add", "Concat") or str(node.outputs[0].name) in encodings:
+        return None
+    readers = [n for n, _ in node.outputs[0].uses()]
+    lone = len(readers) == 1 and not node.outputs[0].is_graph_output()
+    return readers[0] if lone and readers[0].op_type in ("Relu", "Clip") else None
 
 
 class _Constants:
@@ -98,42 +118,52 @@ def _insert_pair(
 
 
 def _quantize_weights(ir: g.IrModel, encodings: Mapping[str, Encoding], constants: _Constants) -> None:
-    for name, value in list(ir.graph.initializers.items()):
+    for name, value in sorted(ir.graph.initializers.items()):
         encoding = encodings.get(name)
         array = g.constant(value)
         if encoding is None or array is None:
             continue
-        stored = g.add_constant(ir, name + "/q", codes(array, encoding))
-        if encoding.storage:
-            shape = [1] * array.ndim
-            if encoding.axis is not None:
-                shape[encoding.axis] = -1
+        if not encoding.storage:
+            # OpenVINO (2026.4) computes wrong results when two int8 layers read one constant, so each gets a copy.
+            for k, (node, index) in enumerate([(use.node, use.idx) for use in value.uses()]):
+                own = name if not k else f"{name}{COPY}{node.name}"
+                stored = g.add_constant(ir, own + "/q", codes(array, encoding))
+                dq = _dequantize([stored, *constants.pair(encoding)], own + SUFFIX, encoding.axis)
+                g.insert_first(ir, [dq])
+                node.replace_input_with(index, dq.outputs[0])
+        else:
+            stored = g.add_constant(ir, name + "/q", codes(array, encoding))
+            # The rank of the scales tells the axis, also where it has length one.
+            shape = () if encoding.axis is None else (-1, *[1] * (array.ndim - 1 - encoding.axis))
             scale = constants.get(np.asarray(encoding.scale).reshape(shape), "s/")
             # The Identity keeps OpenVINO (2026.4) from taking Cast and Mul for its own form of compressed weights,
             # with which it computes wrong results for a 1x1 convolution in front of a Transpose and a Softmax.
             cast = g.make_node("Cast", [stored], [name + "/f"], to=1)
             same = g.make_node("Identity", [cast.outputs[0]], [name + "/i"])
-            new = [cast, same, g.make_node("Mul", [same.outputs[0], scale], [name + SUFFIX])]
-        else:
-            axis = {} if encoding.axis is None else {"axis": encoding.axis}
-            new = [g.make_node("DequantizeLinear", [stored, *constants.pair(encoding)], [name + SUFFIX], **axis)]
-        g.insert_first(ir, new)
-        g.replace_uses(value, new[-1].outputs[0], outputs_too=False)
+            mul = g.make_node("Mul", [same.outputs[0], scale], [name + SUFFIX])
+            g.insert_first(ir, [cast, same, mul])
+            g.replace_uses(value, mul.outputs[0], outputs_too=False)
         g.drop_constant(ir, name)
+
+
+def _dequantize(operands: list[g.Value], output: str, axis: int | None) -> g.Node:
+    node = g.make_node("DequantizeLinear", operands, [output])
+    if axis is not None:
+        g.set_attribute(node, "axis", axis)
+    return node
 
 
 def _quantize_bias(ir: g.IrModel, anchor: g.Node, source: Encoding, weight: Encoding, constants: _Constants) -> None:
     """Bias as int32 at scale input scale x weight scale, as integer kernels add it to the accumulator."""
     value = anchor.inputs[2] if len(anchor.inputs) > 2 else None
     bias = g.constant(value)
-    if value is None or bias is None or anchor.op_type not in ("Conv", "Gemm"):
+    if value is None or bias is None or anchor.op_type not in ("Conv", "Gemm") or bias.ndim != 1:
         return
     scale = (np.asarray(source.scale, np.float32) * weight.scale).astype(np.float32)
     q = np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-    name = f"{value.name}@{anchor.name}"
+    name = f"{value.name}{COPY}{anchor.name}"
     stored = g.add_constant(ir, name + "/q", q)
-    axis = {} if weight.axis is None else {"axis": 0}
-    dq = g.make_node("DequantizeLinear", [stored, constants.get(scale, "s/")], [name + SUFFIX], **axis)
+    dq = _dequantize([stored, constants.get(scale, "s/")], name + SUFFIX, None if weight.axis is None else 0)
     g.insert_first(ir, [dq])
     anchor.replace_input_with(2, dq.outputs[0])
     g.drop_constant(ir, str(value.name))
@@ -179,33 +209,50 @@ def from_qdq(model: Model) -> Model:
 
 
 def _encoding_of(node: g.Node, like: np.ndarray | None = None) -> Encoding:
-    scale = np.asarray(g.constant(node.inputs[1]), np.float32)
-    zero = g.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    """The encoding that a QuantizeLinear or DequantizeLinear states.   like: the codes, where they are constant."""
+    scale = g.constant(node.inputs[1])
+    zero = g.constant(node.inputs[2]) if len(node.inputs) > 2 else None
     dtype = zero.dtype if zero is not None else (like.dtype if like is not None else np.dtype(np.uint8))
-    zero = np.zeros(scale.shape, np.int64) if zero is None else zero
-    axis = None
-    if scale.ndim:
-        if scale.size == 1 and (like is None or like.ndim == 0):
-            scale, zero = scale.reshape(()), np.asarray(zero).reshape(())
-        else:
-            axis = int(g.attribute(node, "axis", 1))
-    bits = 16 if dtype.itemsize == 2 else 8
-    return Encoding(scale, np.asarray(zero).astype(np.int64), bits, dtype.kind == "i", axis)
+    called = f"{node.op_type} {node.name!r}"
+    if scale is None or (len(node.inputs) > 2 and node.inputs[2] is not None and zero is None):
+        raise UnsupportedError(f"{called} computes its scale at run time; only constant scales can be imported")
+    if dtype not in _CODES or g.attribute(node, "block_size", 0) or scale.ndim > 1:
+        kind = "scales per block" if dtype in _CODES else f"codes of type {dtype}"
+        raise UnsupportedError(
+            f"{called} has {kind}; 8 or 16 bits with one scale per tensor or channel can be imported"
+        )
+    scale = scale.astype(np.float32)
+    zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
+    axis = int(g.attribute(node, "axis", 1)) if scale.ndim else None
+    if axis is not None and like is not None and like.ndim:
+        axis %= like.ndim
+    if scale.size == 1 and (like is None or axis is None or like.shape[axis] != 1):  # some write one scale as a vector
+        scale, zero, axis = scale.reshape(()), zero.reshape(()), None
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise InputError(f"{called} has a scale that is not positive; quantize the model again")
+    return Encoding(scale, zero.reshape(scale.shape), 8 * dtype.itemsize, dtype.kind == "i", axis)
+
+
+_CODES = frozenset(np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16))
 
 
 def _import_constant(ir: g.IrModel, node: g.Node, found: dict[str, Encoding]) -> None:
     source, out = node.inputs[0], node.outputs[0]
     array = g.constant(source)
     assert array is not None
-    name = str(out.name).removesuffix(SUFFIX)
+    name = str(out.name).removesuffix(SUFFIX).split(COPY)[0]
     if array.dtype == np.int32:
-        name = name.split("@")[0]
         scale = np.asarray(g.constant(node.inputs[1]), np.float32)
         made = _fresh_constant(ir, name, (array * scale.astype(np.float64)).astype(np.float32))
     else:
         encoding = _encoding_of(node, array)
-        made = _fresh_constant(ir, name, encoding.dequantize(array))
-        found[str(made.name)] = encoding
+        expanded = encoding.dequantize(array)
+        known = ir.graph.initializers.get(name)
+        if known is not None and found.get(name) == encoding and np.array_equal(g.constant(known), expanded):
+            made = known  # another layer's copy of the same weights
+        else:
+            made = _fresh_constant(ir, name, expanded)
+            found[str(made.name)] = encoding
     g.replace_uses(out, made)
     g.remove_node(ir, node)
 
@@ -215,10 +262,7 @@ def _import_stored(ir: g.IrModel, mul: g.Node, found: dict[str, Encoding]) -> No
     array = g.constant(cast.inputs[0])  # type: ignore[union-attr]
     scale = g.constant(mul.inputs[1])
     assert array is not None and scale is not None
-    axis = next((k for k, n in enumerate(scale.shape) if n > 1), None)
-    if axis is None and scale.ndim == array.ndim and scale.size == 1:
-        # One scale: along the axis where the tensor itself has length one, if it was made per channel.
-        axis = next((k for k, n in enumerate(array.shape) if n == 1), None)
+    axis = array.ndim - scale.ndim if scale.ndim else None
     flat = scale.reshape(-1) if axis is not None else scale.reshape(())
     zero = np.zeros(flat.shape, np.int64)
     encoding = Encoding(flat, zero, 8 * array.dtype.itemsize, True, axis, storage=True)
@@ -232,13 +276,25 @@ def _import_pair(ir: g.IrModel, q: g.Node, dq: g.Node, found: dict[str, Encoding
     value, out = q.inputs[0], dq.outputs[0]
     assert value is not None
     name = str(value.name)
-    found[name.removesuffix(RAW)] = _encoding_of(q)
+    encoding = _encoding_of(q)
+    if out.is_graph_output():
+        if value.producer() is None or value.is_graph_output():
+            raise UnsupportedError(
+                f"the output {out.name!r} is nothing but a quantized copy of {name!r}; such a model cannot be imported"
+            )
+        # The network's output keeps its name, whatever the value in front of the pair was called.
+        name = str(out.name)
+        found.pop(str(value.name), None)
+    if found.get(name, encoding) != encoding:
+        raise UnsupportedError(
+            f"the value {name!r} is quantized in two ways, which cannot be imported; quantize the float model instead"
+        )
+    found[name] = encoding
     g.replace_uses(out, value)
     g.remove_node(ir, dq)
     if not list(q.outputs[0].uses()):
         g.remove_node(ir, q)
-    if name.endswith(RAW):
-        value.name = name.removesuffix(RAW)
+    value.name = name
 
 
 def _fresh_constant(ir: g.IrModel, name: str, array: np.ndarray) -> g.Value:

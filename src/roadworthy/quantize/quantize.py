@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, QuantSpec
 from roadworthy.model.model import Model
@@ -63,10 +65,21 @@ def quantize_units(
             made = stored
         else:
             continue
-        # A weight that two layers share has one encoding: the one that computes in int8 decides.
-        if name not in encodings or encodings[name].storage:
-            encodings[name] = made
+        encodings[name] = _shared(encodings[name], made) if name in encodings else made
     return model.with_encodings(encodings, "quantize")
+
+
+def _shared(one: Encoding, other: Encoding) -> Encoding:
+    """The encoding of a weight that two layers share: the one that computes in int8 decides, and of two such the
+    scales are large enough for the biases of both. Where channels lie along different axes, one scale serves all."""
+    if one.storage and other.storage:
+        return max(one, other, key=lambda e: e.bits)
+    if one.storage or other.storage:
+        return other if one.storage else one
+    if one.axis == other.axis:
+        return replace(one, scale=np.maximum(one.scale, other.scale))
+    largest = np.float32(max(one.scale.max(), other.scale.max()))
+    return Encoding(np.asarray(largest), np.zeros((), np.int64), one.bits, one.signed)
 
 
 def int8_weight(unit: Unit, observer: str, source: Encoding) -> Encoding:

@@ -1,11 +1,13 @@
 """What calibration remembers of a tensor: extremes and a histogram, in memory that does not grow with the images.
 
 The histogram starts with the range of the first batch. When a value falls outside, the range doubles and neighbouring
-bins are added in pairs, so that one pass is enough and no count is lost. Every observer reads the same statistics.
+bins are added in pairs, so that one pass is enough and no count is lost. Of a large tensor the histogram counts an even
+sample; extremes and means are those of all values. Every observer reads the same statistics.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -14,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 2048
+COUNTED = 1 << 14
+"""Most values of one tensor that enter the histogram: about 10 % more time than the extremes take."""
 
 
 class Statistics:
     """Running extremes and histogram of one tensor.
 
-    lo, hi: exact extremes seen.   count: number of values.   hist: (BINS,) float64 counts over hist_lo..hist_hi.
+    lo, hi: exact extremes seen.   count: number of values seen.   hist: (BINS,) float64 counts over hist_lo..hist_hi
+    of at most COUNTED values of each tensor.
     channel_axis: where given, `channel_mean` follows the mean of every channel along this axis, too.
     """
 
@@ -50,20 +55,23 @@ class Statistics:
             mean = x.mean(others, dtype=np.float32).astype(np.float64)
             self._channel_sum = mean if self._channel_sum is None else self._channel_sum + mean
             self._batches += 1
-        if not self.histogram:
-            self.lo, self.hi, self.count = min(self.lo, lo), max(self.hi, hi), self.count + flat.size
-            return
+        if self.histogram:
+            self._count(flat, lo, hi)
+        self.lo, self.hi, self.count = min(self.lo, lo), max(self.hi, hi), self.count + flat.size
+
+    def _count(self, flat: NDArray[np.float32], lo: float, hi: float) -> None:
         if not self.count:
             pad = max((hi - lo) * 1e-6, 1e-12 + 1e-6 * max(abs(lo), abs(hi)))
             self.hist_lo, self.hist_hi = lo - pad, hi + pad
-        self.lo, self.hi, self.count = min(self.lo, lo), max(self.hi, hi), self.count + flat.size
         while lo <= self.hist_lo or hi >= self.hist_hi:
             self._double(down=lo <= self.hist_lo)
-        # OpenCV's histogram counts float32 in one pass, about ten times faster than np.histogram. Its counts are
-        # float32 and exact up to 2**24, so longer tensors go in pieces.
-        for start in range(0, flat.size, 1 << 23):
-            piece = flat[start : start + (1 << 23)]
-            self.hist += cv2.calcHist([piece], [0], None, [BINS], [self.hist_lo, self.hist_hi]).reshape(-1)
+        # A step that shares no factor with the size meets every column; its start moves from image to image.
+        step = -(-flat.size // COUNTED)
+        while math.gcd(step, flat.size) > 1:
+            step += 1
+        sample = np.ascontiguousarray(flat[self.count % step :: step])
+        # OpenCV's histogram counts float32 in one pass, about ten times faster than np.histogram.
+        self.hist += cv2.calcHist([sample], [0], None, [BINS], [self.hist_lo, self.hist_hi]).reshape(-1)
 
     def remember(self, key: Hashable, compute: Callable[[Statistics, Any], Any]) -> Any:
         """compute(self, key), once: many candidates ask the same statistics for the same encoding."""
@@ -93,7 +101,7 @@ class Statistics:
     def centres(self) -> NDArray[np.float64]:
         """(BINS,) the middle of every bin."""
         width = (self.hist_hi - self.hist_lo) / BINS
-        return self.hist_lo + width * (np.arange(BINS) + 0.5)
+        return self.hist_lo + width * (np.arange(BINS, dtype=np.float64) + 0.5)
 
     def to_arrays(self) -> dict[str, NDArray]:
         """Everything gathered, as arrays to be kept in a file."""

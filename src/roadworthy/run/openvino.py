@@ -57,9 +57,7 @@ class OpenVinoRunner:
             for tap in taps:
                 if tap in str(error):
                     raise KeyError(tap) from error
-            raise UnsupportedError(
-                f"OpenVINO cannot load the model: {str(error).strip().splitlines()[-1][:300]}"
-            ) from error
+            raise UnsupportedError(f"OpenVINO cannot load the model: {_last_line(error)}") from error
         return compiled.create_infer_request(), tuple(self._name(i) for i in graph.inputs), tuple(outputs)
 
     @staticmethod
@@ -74,11 +72,19 @@ class OpenVinoRunner:
             if key not in self._taps:
                 self._taps = {key: self._compile(sorted(key))[0]}
             request = self._taps[key]
-        request.infer(dict(feeds))
+        try:
+            request.infer(dict(feeds))
+        except Exception as error:
+            raise UnsupportedError(f"OpenVINO cannot run the model: {_last_line(error)}") from error
         result = {n: np.array(request.get_tensor(n).data) for n in self.output_names}
         for tap in taps:
             result[tap] = feeds[tap] if tap in feeds else np.array(request.get_tensor(tap).data)
         return result
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO says where it failed first, and what failed last."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
 def load(model: bytes, threads: int = 0) -> OpenVinoRunner:

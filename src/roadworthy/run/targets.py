@@ -8,25 +8,14 @@ from roadworthy.run.runner import Target
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather",
                     "DepthToSpace", "SpaceToDepth", "Identity"})  # fmt: skip
 
+# QLinear kernels of ONNX Runtime's CPU provider; an elementwise op outside this set runs in float between DQ and Q.
+_QLINEAR = frozenset({"Conv", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "LeakyRelu",
+                      "Sigmoid", "Softmax"})  # fmt: skip
+
 TARGETS: dict[str, Target] = {
     "ort": Target(
         name="ort",
-        # QLinear kernels of the CPU provider; an elementwise op outside this set runs in float between DQ and Q.
-        int8_ops=frozenset(
-            {
-                "Conv",
-                "Gemm",
-                "MatMul",
-                "Add",
-                "Mul",
-                "AveragePool",
-                "GlobalAveragePool",
-                "Concat",
-                "LeakyRelu",
-                "Sigmoid",
-                "Softmax",
-            }
-        ),
+        int8_ops=_QLINEAR,
         passthrough_ops=_MOVES | {"Resize"},
         fused_activations=frozenset({"Relu", "Clip"}),
         unit_activations=frozenset(),
