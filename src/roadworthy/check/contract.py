@@ -16,6 +16,7 @@ from roadworthy.data.dataset import Dataset, check_classes
 from roadworthy.data.preprocess import Preprocess
 from roadworthy.data.samples import Samples
 from roadworthy.detect.decode import DECODERS
+from roadworthy.detect.spec import DecodeSpec
 from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.model.recognize import decode_for, preprocessings, recognize
@@ -40,6 +41,11 @@ def settle_task(
         if not Path(given).is_file():
             raise InputError(f"--task {given!r} is neither one of {', '.join(KINDS)} nor an existing YAML file")
         task = task_from_yaml(given, base=_base(model, classes))
+        if model.task is None and not task.is_detector and not _tells_preprocess(given):
+            if task.decode.kind == "raw":
+                raise InputError(f"the task file {given} has no `preprocess` section, which a raw task needs; add it")
+            candidates = preprocessings(task.decode.kind, model)
+            task, notes = _with_preprocess(model, dataset, task.decode, f"as in {given}", candidates, load, seed)
     elif given is None and model.task is not None:
         task = model.task
     else:
@@ -59,11 +65,26 @@ def settle_task(
 
 
 def _base(model: Model, classes: int | None) -> Task | None:
-    """What a YAML file may leave out: whatever the model's metadata or its graph already says."""
+    """What a YAML file may leave out: whatever the model's metadata or its graph already says.
+
+    A family of detectors has its usual preprocessing. Classifiers have none: a mean that the file does not tell is 0.
+    """
     if model.task is not None:
         return model.task
     guess = recognize(model, classes)
-    return None if guess is None else Task(guess.preprocess[0], guess.decode)
+    if guess is None:
+        return None
+    usual = guess.preprocess[0]
+    if guess.decode.kind == "classify":
+        color = "gray" if usual.color == "gray" else "bgr"
+        usual = Preprocess(size_hw=usual.size_hw, layout=usual.layout, color=color)
+    return Task(usual, guess.decode)
+
+
+def _tells_preprocess(path: str) -> bool:
+    import yaml
+
+    return "preprocess" in yaml.safe_load(Path(path).read_text())
 
 
 def _fits_input(model: Model, task: Task) -> None:
@@ -99,6 +120,19 @@ def _found(
         candidates = preprocessings(decode.kind, model)
     if dataset is not None:
         check_classes(dataset, decode.num_classes, decode.class_names)
+    return _with_preprocess(model, dataset, decode, why, candidates, load, seed)
+
+
+def _with_preprocess(
+    model: Model,
+    dataset: Dataset | None,
+    decode: DecodeSpec,
+    why: str,
+    candidates: Sequence[Preprocess],
+    load: Callable[[], Runner],
+    seed: int,
+) -> tuple[Task, list[str]]:
+    """The task with the one of several preprocessings that the images speak for."""
     tasks = [Task(p, decode, how="graph") for p in candidates]
     notes = [f"task {decode.kind}: {why}"]
     if dataset is None or len(tasks) == 1:

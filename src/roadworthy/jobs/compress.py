@@ -33,7 +33,15 @@ from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.evidence import Evidence, gather
 from roadworthy.jobs.search import EFFORT_IMAGES, Search, Trial, Ui
-from roadworthy.jobs.stages import Stages, pack_predictions, pack_statistics, unpack_predictions, unpack_statistics
+from roadworthy.jobs.stages import (
+    Stages,
+    pack_predictions,
+    pack_reference,
+    pack_statistics,
+    unpack_predictions,
+    unpack_reference,
+    unpack_statistics,
+)
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
@@ -315,8 +323,14 @@ def _judge(model: Model, task: Task, test: Samples, settings: Settings, ui: Ui, 
             return predict(runner, task, test, progress=advance)
 
     original = remember("ort", model.float_bytes(), work)
-    with ui.stage("reference", len(test)) as advance:
-        reference = reference_of(lambda: runner, task, test, progress=advance)
+    kept = stages.get("reference")
+    if kept is not None:
+        reference = unpack_reference(kept)
+    else:
+        with ui.stage("reference", len(test)) as advance:
+            reference = reference_of(lambda: runner, task, test, progress=advance)
+        if reference.kind == "mirrored original":  # the others cost nothing to make again
+            stages.put("reference", pack_reference(reference))
     judge = Judge(task, test, original, reference, settings.max_drop, settings.min_sqnr)
     if not judge.raw:
         by = reference.kind
@@ -375,7 +389,8 @@ def _replay_target(model: Model, recipe: Recipe, settings: Settings) -> str:
 def _final_speed(
     model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, ui: Ui
 ) -> tuple[BenchResult, Trial]:
-    """The longer measurement of what was chosen, originals beside it, and the winner among targets.
+    """The longer measurement of what was chosen, originals beside it, and the winner among targets: the fastest of
+    those that hold the budget, or the fastest of all where none does.
 
     On a machine that never came to rest, a candidate that looks slower is measured again, up to ATTEMPTS times.
     """
@@ -399,27 +414,18 @@ def _final_speed(
         for trial in chosen:
             base, mine = result[f"original on {trial.target}"], result[f"{trial.variant} on {trial.target}"]
             trial.ratio = base.runtime.median_ms / mine.runtime.median_ms
-        best = _winner(chosen, result)
+        best = min(chosen, key=lambda t: (_broken(t), result[f"{t.variant} on {t.target}"].runtime.median_ms))
         if result.quiet or (best.ratio or 0) >= RESOLUTION:
             break
-    return result, best
-
-
-def _winner(chosen: list[Trial], result: BenchResult) -> Trial:
-    """The fastest of those that hold the budget, or the fastest of all where none does."""
-
-    def broken(trial: Trial) -> bool:
-        return trial.judgement is None or not trial.judgement.holds
-
-    def rank(trial: Trial) -> tuple[bool, float]:
-        return broken(trial), result[f"{trial.variant} on {trial.target}"].runtime.median_ms
-
-    best = min(chosen, key=rank)
     for trial in chosen:
         if trial is not best:
             beaten = f"{best.variant} on {best.target} is faster"
-            trial.why = f"rejected: {'breaks the budget' if broken(trial) and not broken(best) else beaten}"
-    return best
+            trial.why = f"rejected: {'breaks the budget' if _broken(trial) and not _broken(best) else beaten}"
+    return result, best
+
+
+def _broken(trial: Trial) -> bool:
+    return trial.judgement is None or not trial.judgement.holds
 
 
 def _report(

@@ -202,7 +202,7 @@ class Search:
     def _int8_under_budget(self, int8: Trial) -> Trial | None:
         """int8, with as few layers in float as the budget allows; None when it is then no longer faster."""
         if self.evaluate(int8).holds:
-            int8.why = f"chosen: the budget holds, {_times(int8.ratio)} of float on {self.target}"
+            int8.why = "chosen: the budget holds, and it is faster than float"
             return int8
         int8.why = f"breaks the budget by {int8.judgement.drop - self.judge.max_drop:.2f}"  # type: ignore[union-attr]
         step = next(s for s in int8.recipe.steps if isinstance(s, Quantize))
@@ -218,7 +218,7 @@ class Search:
                 continue
             self._measure_speed([trial])
             if (trial.ratio or 0) >= FASTER:
-                trial.why = f"chosen: the fewest layers in float that hold the budget, {_times(trial.ratio)} of float"
+                trial.why = "chosen: the fewest layers in float that hold the budget and are faster than float"
                 return trial
             trial.why = f"rejected: holds the budget, but with {_times(trial.ratio)} of float on {self.target}"
             return None

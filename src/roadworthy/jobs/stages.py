@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from roadworthy.check.accuracy import Predictions
-from roadworthy.detect.detections import Detections
+from roadworthy.check.accuracy import Predictions, Reference
+from roadworthy.detect.detections import Detections, Truth
 from roadworthy.errors import InputError, RoadworthyError
 from roadworthy.quantize.statistics import Statistics
 
@@ -111,6 +111,25 @@ def unpack_predictions(arrays: Arrays) -> Predictions:
             _, k, output = name.split(".", 2)
             raw.setdefault(int(k), {})[output] = value
     return Predictions(tuple(detections), arrays.get("class_scores"), tuple(raw[k] for k in sorted(raw)))
+
+
+def pack_reference(reference: Reference) -> Arrays:
+    """What the original said of the mirrored images, as arrays; `unpack_reference` is the way back."""
+    if reference.labels is not None:
+        return {"labels": reference.labels}
+    return {
+        "lengths": np.array([len(t) for t in reference.truths], np.int64),
+        "boxes": np.concatenate([t.boxes_xyxy for t in reference.truths]),
+        "classes": np.concatenate([t.classes for t in reference.truths]),
+    }
+
+
+def unpack_reference(arrays: Arrays) -> Reference:
+    if "labels" in arrays:
+        return Reference("mirrored original", labels=arrays["labels"])
+    at = np.cumsum(arrays["lengths"])[:-1]
+    parts = zip(np.split(arrays["boxes"], at), np.split(arrays["classes"], at))
+    return Reference("mirrored original", truths=tuple(Truth.of(boxes, classes) for boxes, classes in parts))
 
 
 def pack_statistics(table: dict[str, Statistics]) -> Arrays:
