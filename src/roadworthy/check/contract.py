@@ -202,7 +202,7 @@ def _measured(model: Model, tasks: Sequence[Task], samples: Samples, runner: Run
             " give --task FILE with the right `preprocess` section"
         )
     best, next_best = finding.best, finding.runner_up
-    what = "confidence in the right answer" if finding.by_labels else "confidence"
+    what = "agreement with the labels" if finding.by_labels else "confidence"
     line = f"preprocessing {_call(tasks[best].preprocess)}: {what} {finding.means[best]:.1f}"
     if next_best is not None:
         line += f", next best {_call(tasks[next_best].preprocess)} {finding.means[next_best]:.1f}"
@@ -239,8 +239,8 @@ def suspects(model: Model, task: Task, samples: Samples, runner: Runner, seed: i
         if better is None:
             break
         variant, finding = better
-        what = "confidence in the right answer" if finding.by_labels else "confidence"
-        after, before = (max(finding.means[k], 0.0) for k in (finding.best, 0))
+        what = "agreement with the labels" if finding.by_labels else "confidence"
+        after, before = finding.means[finding.best], finding.means[0]
         found.append(
             f"{variant.field} is {variant.mine}, but {variant.other} fits the network better:"
             f" {what} {after:.1f} against {before:.1f}, on {finding.images} images"
