@@ -35,9 +35,8 @@ def main() -> None:
     bare = Samples((type(s)(s.name, s.path) for s in dataset.test), "images")
     drawn: Reference = reference_of(lambda: runner, task, bare)
     unlabelled = Judge(task, bare, labelled.original, drawn, 0.5)
-    print(
-        f"original: {labelled.metric} {labelled.original_value:.2f} by labels, {unlabelled.original_value:.2f} estimated without"
-    )
+    values = f"{labelled.original_value:.2f} by labels, {unlabelled.original_value:.2f} estimated without"
+    print(f"original: {labelled.metric} {values}")
     print("| candidate | drop by labels | estimated without |\n|---|---|---|")
     recipes = {"stored weights": (StoreWeights(), CorrectBias()), "stored, bias not corrected": (StoreWeights(),)}
     for observer in ("percentile", "mse", "minmax"):

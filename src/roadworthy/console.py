@@ -80,8 +80,8 @@ def alignment_table(result: Any, top: int) -> None:
     rows = sorted(result.rows(), key=lambda r: r["sqnr_db"] if r["sqnr_db"] is not None else 1e9)
     for row in rows[:top]:
         table.add_row(
-            _tail(row["output"]), _tail(row["name"]), row["op"], _number(row["sqnr_db"], 1), _number(row["local_sqnr_db"], 1),
-            _number(row["cosine"], 5), _number(row["max_error"], 4),
+            _tail(row["output"]), _tail(row["name"]), row["op"], _number(row["sqnr_db"], 1),
+            _number(row["local_sqnr_db"], 1), _number(row["cosine"], 5), _number(row["max_error"], 4),
         )  # fmt: skip
     _print(table)
     print(f"first divergence: {result.first}")

@@ -6,7 +6,7 @@ bytes. Steps that look at images share one calibration pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ class Step(Protocol):
 class Calibration:
     """The statistics of one float graph on one set of images; made once and shared by all steps and candidates."""
 
-    _kept: dict[tuple[str, str, int], dict[str, Statistics]] = {}  # noqa: RUF012 - one entry, replaced
+    _kept: dict[tuple[str, str, str], dict[str, Statistics]] = {}  # noqa: RUF012 - one entry, replaced
 
     @classmethod
     def of(
@@ -45,7 +45,7 @@ class Calibration:
 
         Values already measured on this graph and these images are not measured again.
         """
-        key = (model.fingerprint, samples.content_id, len(samples))
+        key = cls._key(model, samples)
         known = cls._kept.get(key, {})
         missing = [v for v in values if v not in known or not known[v].histogram]
         axes = {n: a for n, a in channel_axes(model).items() if n not in known or n in missing}
@@ -62,8 +62,13 @@ class Calibration:
     @classmethod
     def put(cls, model: Model, samples: Samples, known: dict[str, Statistics]) -> None:
         """Use statistics that an earlier, interrupted run left behind."""
-        key = (model.fingerprint, samples.content_id, len(samples))
-        cls._kept = {key: known}
+        cls._kept = {cls._key(model, samples): known}
+
+    @staticmethod
+    def _key(model: Model, samples: Samples) -> tuple[str, str, str]:
+        """What the statistics depend on: the graph, the images, and how an image becomes a tensor."""
+        preprocess = repr(model.task.preprocess) if model.task else ""
+        return model.fingerprint, samples.content_id, preprocess
 
 
 @dataclass(frozen=True)
@@ -214,14 +219,17 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, str]]:
         raise InputError(f"the recipe {path} needs a list `steps`")
     unknown = set(document) - {"version", "images", "seed", "steps", "made_with"}
     if unknown:
-        raise InputError(f"the recipe {path} has the unknown key `{sorted(unknown)[0]}`")
+        raise InputError(f"the recipe {path} has the unknown key `{min(map(str, unknown))}`")
     if document.get("version") != VERSION:
         raise InputError(f"the recipe {path} is of version {document.get('version')}; this program reads {VERSION}")
     for key, least in (("images", 1), ("seed", 0)):
-        if not isinstance(document.get(key, least), int) or document.get(key, least) < least:
+        value = document.get(key, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"`{key}` in the recipe {path} must be a whole number from {least} up")
     steps = tuple(_read_step(row, path) for row in document["steps"])
     made_with = document.get("made_with") or {}
+    if not isinstance(made_with, dict):
+        raise InputError(f"`made_with` in the recipe {path} must be a mapping")
     return Recipe(steps, document.get("images", 128), document.get("seed", 0)), dict(made_with)
 
 
@@ -247,7 +255,7 @@ def _read_step(row: Any, path: str | Path) -> Any:
                 raise InputError(f"`{name}.{key}` in the recipe {path} must be a list of layer names")
         elif not isinstance(value, str):
             raise InputError(f"`{name}.{key}` in the recipe {path} must be a word")
-    choices = {"target": TARGETS, "observer": OBSERVERS, "weight_observer": ("minmax", "mse")}
+    choices: dict[str, Iterable[str]] = {"target": TARGETS, "observer": OBSERVERS, "weight_observer": ("minmax", "mse")}
     for key, allowed in choices.items():
         if key in settings and settings[key] not in allowed:
             raise InputError(

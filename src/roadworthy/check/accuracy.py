@@ -202,8 +202,9 @@ def drop(
 ) -> Interval:
     """By how many points the candidate is worse, with its 95 % interval (paired bootstrap over images)."""
     if task.is_detector:
-        pair = [p.detections * reference.draws for p in (original, candidate)]
-        return bootstrap_drop(reference.truths, *pair, task.decode.num_classes, rounds, seed, repeats=reference.draws)
+        before, after = (p.detections * reference.draws for p in (original, candidate))
+        classes = task.decode.num_classes
+        return bootstrap_drop(reference.truths, before, after, classes, rounds, seed, repeats=reference.draws)
     assert original.scores is not None and candidate.scores is not None
     if reference.labels is not None:
         return bootstrap_class_drop(reference.labels, original.scores, candidate.scores, rounds, seed)

@@ -125,7 +125,7 @@ def bench_files(
     size: Size, ui: Ui,
 ) -> BenchResult:  # fmt: skip
     """Measure files on targets, all of them interleaved."""
-    entries = []
+    entries: list[Entry] = []
     dataset = read(data) if data is not None else None
     frames = [s.image() for s in dataset.test[:8]] if dataset is not None else []
     for source in models:

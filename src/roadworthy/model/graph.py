@@ -113,16 +113,17 @@ def add_constant(model: IrModel, name: str, array: NDArray) -> Value:
         raise ValueError(f"the name {name} is taken")
     array = np.asarray(array)
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 
 
 def set_constant(value: Value, array: NDArray) -> None:
     """Replace the array of an initializer, in a graph that was just cloned."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    array = np.asarray(array)
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
     value.const_value = tensor
-    value.shape = ir.Shape(tensor.shape)
+    value.shape = ir.Shape(array.shape)
     value.dtype = tensor.dtype
 
 

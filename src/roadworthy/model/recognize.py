@@ -327,10 +327,9 @@ def preprocessings(kind: str, model: Model) -> tuple[Preprocess, ...]:
         return (replace(imagenet, resize="stretch"), replace(bgr, resize="stretch"),
                 replace(imagenet, resize="letterbox"), replace(bgr, resize="letterbox"))  # fmt: skip
     if kind == "ssd":
-        kinds = (symmetric, imagenet, unit, replace(base, color="rgb"))
-        return tuple(replace(p, resize="stretch") for p in kinds)
-    kinds = (imagenet, symmetric, unit, replace(base, color="rgb"))
-    kinds = (*kinds, *(replace(p, color="bgr", mean=p.mean[::-1], std=p.std[::-1]) for p in kinds))
+        return tuple(replace(p, resize="stretch") for p in (symmetric, imagenet, unit, replace(base, color="rgb")))
+    rgb = (imagenet, symmetric, unit, replace(base, color="rgb"))
+    kinds = (*rgb, *(replace(p, color="bgr", mean=p.mean[::-1], std=p.std[::-1]) for p in rgb))
     if min(hw) < 96:
         cifar = replace(unit, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
         return tuple(replace(p, resize="stretch") for p in (*kinds, cifar))

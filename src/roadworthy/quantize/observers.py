@@ -33,7 +33,7 @@ def percentile(stats: Statistics, spec: QuantSpec) -> Range:
     centres = stats.centres
     lo = centres[np.searchsorted(cumulative, tail)]
     hi = centres[min(np.searchsorted(cumulative, cumulative[-1] - tail), len(centres) - 1)]
-    return max(float(lo), stats.lo), min(float(hi), stats.hi)
+    return float(np.clip(lo, stats.lo, stats.hi)), float(np.clip(hi, stats.lo, stats.hi))
 
 
 def squared_errors(
@@ -114,7 +114,7 @@ def kl(stats: Statistics, spec: QuantSpec) -> Range:
         divergence = float((pn[pn > 0] * np.log(pn[pn > 0] / np.maximum(qn[pn > 0], 1e-12))).sum())
         if divergence < best:
             best, lo, hi = divergence, left, right
-    return lo, hi
+    return float(lo), float(hi)
 
 
 OBSERVERS: dict[str, Callable[[Statistics, QuantSpec], Range]] = {

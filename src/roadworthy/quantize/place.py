@@ -30,12 +30,14 @@ class Placement:
     int8: names of the units that run in int8.   why_float: unit name -> reason, for all others.
     source: value name -> the value whose encoding it uses; a value that is quantized on its own maps to itself.
     merges: Concat output -> its inputs, for Concats that are computed on codes.
+    results: values behind which no weighted operator follows on the way to an output.
     """
 
     int8: frozenset[str]
     why_float: Mapping[str, str]
     source: Mapping[str, str]
     merges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    results: frozenset[str] = frozenset()
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -131,7 +133,7 @@ def place(
     chosen = [u for u in all_units if u.name not in why]
     available = _available(model, chosen, target) - apart
     source, merges = _wanted(model, chosen, available, target)
-    return Placement(frozenset(u.name for u in chosen), why, source, merges)
+    return Placement(frozenset(u.name for u in chosen), why, source, merges, _results(model, all_units) & set(source))
 
 
 def _tail_units(model: g.IrModel, all_units: list[Unit]) -> set[str]:
@@ -142,6 +144,15 @@ def _tail_units(model: g.IrModel, all_units: list[Unit]) -> set[str]:
         if id(node) in anchors or any(v.name in feeds_unit for v in node.outputs):
             feeds_unit.update(str(v.name) for v in activation_inputs(node))
     return {u.name for u in all_units if str(u.output.name) not in feeds_unit}
+
+
+def _results(model: g.IrModel, all_units: list[Unit]) -> frozenset[str]:
+    anchors = {id(u.anchor) for u in all_units}
+    found = {str(v.name) for v in g.outputs(model)}
+    for node in reversed(g.nodes(model)):
+        if id(node) not in anchors and any(v.name in found for v in node.outputs):
+            found.update(str(v.name) for v in activation_inputs(node))
+    return frozenset(found)
 
 
 def _available(model: g.IrModel, chosen: list[Unit], target: Target) -> set[str]:

@@ -248,7 +248,8 @@ def _import_constant(ir: g.IrModel, node: g.Node, found: dict[str, Encoding]) ->
         encoding = _encoding_of(node, array)
         expanded = encoding.dequantize(array)
         known = ir.graph.initializers.get(name)
-        if known is not None and found.get(name) == encoding and np.array_equal(g.constant(known), expanded):
+        held = g.constant(known)
+        if known is not None and held is not None and found.get(name) == encoding and np.array_equal(held, expanded):
             made = known  # another layer's copy of the same weights
         else:
             made = _fresh_constant(ir, name, expanded)

@@ -25,9 +25,15 @@ MIN_STORED = 64
 def activation_encodings(
     placement: Placement, statistics: Mapping[str, Statistics], target: Target, observer: str
 ) -> dict[str, Encoding]:
-    """Encodings of all values that the placement wants quantized."""
+    """Encodings of all values that the placement wants quantized.
+
+    Results keep their extremes, whatever the observer: the largest scores and boxes are few, and they are what the
+    network is asked for.
+    """
     spec = QuantSpec(symmetric=target.symmetric_activations, observer=observer)
-    own = {name: statistics[name].remember(spec, encode) for name in placement.observed}
+    whole = replace(spec, observer="minmax")
+    kept = {placement.source[name] for name in placement.results}
+    own = {name: statistics[name].remember(whole if name in kept else spec, encode) for name in placement.observed}
     return {name: own[origin] for name, origin in placement.source.items()}
 
 

@@ -39,7 +39,7 @@ def weight_encoding(weight: NDArray, spec: QuantSpec) -> Encoding:
             clip = np.where(better, peak * f, clip)
     scale = (clip / qmax).astype(np.float32)
     if spec.axis is None:
-        return Encoding(scale[0], np.int64(0), spec.bits, True)
+        return Encoding(scale[0], np.zeros((), np.int64), spec.bits, True)
     return Encoding(scale, np.zeros(len(scale), np.int64), spec.bits, True, spec.axis)
 
 
