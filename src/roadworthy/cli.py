@@ -95,6 +95,7 @@ _resume = click.option("--resume", is_flag=True, help="Go on after the last fini
 
 
 @cli.command(
+    short_help="Compress a model under an accuracy budget.",
     cls=_Example,
     epilog="Example:\n  roadworthy compress yolox_nano.onnx --data coco/data.yaml --max-drop 0.5 --out small",
 )
@@ -180,6 +181,7 @@ def _show_outcome(outcome: Any) -> None:
 @cli.command(
     "eval",
     cls=_Example,
+    short_help="Measure the accuracy of a model.",
     epilog="Example:\n  roadworthy eval small/model.onnx --data coco/data.yaml --reference yolox_nano.onnx",
 )
 @click.argument("model")
@@ -203,6 +205,7 @@ def evaluate(model: str, data: str, task: str | None, reference: str | None, tar
 
 
 @cli.command(
+    short_help="Find out where two forms of a model part.",
     cls=_Example,
     epilog="Example:\n  roadworthy align yolox_nano.onnx small/model.onnx --data coco/images/val --images 8",
 )
@@ -230,6 +233,7 @@ def align(original: str, other: str, data: str, task: str | None, images: int, t
 
 
 @cli.command(
+    short_help="Measure latency, throughput and memory.",
     cls=_Example,
     epilog="Example:\n  roadworthy bench yolox_nano.onnx small/model.onnx --target ort --target openvino",
 )
@@ -260,7 +264,11 @@ def bench(models: tuple[str, ...], targets: tuple[str, ...], data: str | None, t
     _write_json(json_file, result.to_json())
 
 
-@cli.command(cls=_Example, epilog="Example:\n  roadworthy inspect yolox_nano.onnx --json layers.json")
+@cli.command(
+    short_help="Show what a model is and costs.",
+    cls=_Example,
+    epilog="Example:\n  roadworthy inspect yolox_nano.onnx --json layers.json",
+)
 @click.argument("model")
 @click.option(
     "--top", type=click.IntRange(1), default=20, show_default=True, help="How many nodes are listed, costliest first."
@@ -276,7 +284,11 @@ def inspect(model: str, top: int, size: tuple[int, int] | None, json_file: str |
     _write_json(json_file, result)
 
 
-@cli.command(cls=_Example, epilog="Example:\n  roadworthy demo --out demo-out")
+@cli.command(
+    short_help="Run the whole job on the embedded sample.",
+    cls=_Example,
+    epilog="Example:\n  roadworthy demo --out demo-out",
+)
 @click.option("--out", metavar="DIR", default="demo-out", show_default=True, help="Output folder.")
 @click.option(
     "--target",

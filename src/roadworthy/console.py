@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -40,8 +41,22 @@ class Console(Ui):
         self._console.print(text, markup=False)
 
 
-def _print(table: Table) -> None:
-    RichConsole(file=sys.stdout, highlight=False).print(table)
+PIPE_WIDTH = 240
+"""Columns of output that no terminal shows: wide enough that no name is cut."""
+
+
+def _print(title: str, names: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table under a line that says what it is: columns of names to the left, of numbers to the right."""
+    print(f"\n{title}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    RichConsole(file=sys.stdout, highlight=False, markup=False, width=width).print(table)
 
 
 def _number(value: Any, digits: int = 2) -> str:
@@ -53,20 +68,32 @@ def _tail(name: str, width: int = 30) -> str:
     return name if len(name) <= width else "…" + name[-width + 1 :]
 
 
+ROWS = {
+    "map": "mAP", "ap50": "AP50", "ap75": "AP75", "small": "mAP small", "medium": "mAP medium", "large": "mAP large",
+    "recall": "recall", "precision": "precision", "top1": "top-1", "top5": "top-5",
+}  # fmt: skip
+MOST_CLASSES = 20
+
+
 def accuracy_table(result: dict[str, Any]) -> None:
     """The result of `eval`."""
-    columns = [c for c in ("original", "model") if c in result["accuracy"]]
-    table = Table("", *columns, title=f"{result['metric']} on {result['images']} images, against {result['reference']}")
-    for row in result["rows"]:
-        table.add_row(row, *(_number(result["accuracy"][c].get(row)) for c in columns))
-    _print(table)
-    per_class = result["accuracy"]["model"].get("per_class")
+    accuracy = result["accuracy"]
+    columns = tuple(c for c in ("original", "model") if c in accuracy)
+    title = f"{result['metric']} in points, on {result['images']} images, against {result['reference']}"
+    rows = [
+        (ROWS[row], *(_number(accuracy[c].get(row)) for c in columns))
+        for row in result["rows"]
+        if any(accuracy[c].get(row) is not None for c in columns)
+    ]
+    _print(title, ("",), columns, rows)
+    per_class = accuracy["model"].get("per_class")
     if per_class:
-        table = Table("class", *columns, title="AP per class, worst first")
         known = sorted((v, k) for k, v in per_class.items() if v is not None)
-        for _, name in known[:20]:
-            table.add_row(name, *(_number(result["accuracy"][c]["per_class"].get(name)) for c in columns))
-        _print(table)
+        what = "AP" if result["metric"] == "mAP" else "top-1"
+        shown = f"the worst {MOST_CLASSES} of {len(known)}" if len(known) > MOST_CLASSES else "worst first"
+        rows = [(k, *(_number(accuracy[c]["per_class"].get(k)) for c in columns)) for _, k in known[:MOST_CLASSES]]
+        _print(f"{what} per class, {shown}", ("class",), columns, rows)
+    print()
     for line in result["findings"]:
         print(f"finding: {line}")
     if result.get("drop"):
@@ -74,37 +101,55 @@ def accuracy_table(result: dict[str, Any]) -> None:
         print(f"drop {d['drop']:+.2f} points, 95 % interval {d['low']:+.2f} to {d['high']:+.2f}")
 
 
+EQUAL_DB = 150.0
+"""From here up two tensors are equal (`check.align`)."""
+
+
 def alignment_table(result: Any, top: int) -> None:
     """The result of `align`."""
-    table = Table("tensor", "layer", "op", "SQNR dB", "local dB", "cosine", "max error", title="worst first")
-    rows = sorted(result.rows(), key=lambda r: r["sqnr_db"] if r["sqnr_db"] is not None else 1e9)
-    for row in rows[:top]:
-        table.add_row(
-            _tail(row["output"]), _tail(row["name"]), row["op"], _number(row["sqnr_db"], 1),
-            _number(row["local_sqnr_db"], 1), _number(row["cosine"], 5), _number(row["max_error"], 4),
-        )  # fmt: skip
-    _print(table)
-    print(f"first divergence: {result.first}")
+
+    def decibels(value: float | None) -> str:
+        return "equal" if value is not None and value >= EQUAL_DB else _number(value, 1)
+
+    found = sorted(result.rows(), key=lambda r: r["sqnr_db"] if r["sqnr_db"] is not None else 1e9)
+    rows = [
+        (
+            _tail(row["output"]), row["op"], decibels(row["sqnr_db"]), decibels(row["local_sqnr_db"]),
+            _number(row["cosine"], 5), _number(row["max_error"], 4),
+        )
+        for row in found[:top]
+    ]  # fmt: skip
+    shown = f"the worst {top} of {len(found)}" if len(found) > top else "worst first"
+    title = f"tensors, {shown}; local: the layer's own error, with the inputs of the original"
+    _print(title, ("tensor", "op"), ("SQNR\ndB", "local\ndB", "cosine", "max\nerror"), rows)
+    print(f"\n{result.first}")
     for finding in result.findings:
         print(f"finding: {finding.text}")
 
 
 def speed_table(result: Any) -> None:
     """The result of `bench`."""
-    columns = ("ratio", "median ms", "p90 ms", "end to end ms", "QPS", "load ms", "peak MB", "file kB", "dropped")
-    table = Table("", *columns, title=f"ratio to the first, {result.threads} threads")
-    for row in result.rows():
-        table.add_row(
-            f"{row['label']}", _number(row["ratio"]), _number(row["median_ms"]), _number(row["p90_ms"]),
-            _number(row["end_to_end_ms"]), _number(row["qps"], 0), _number(row["load_ms"], 0),
-            _number(row["peak_mb"], 0),
-            f"{row['file_bytes'] / 1000:.0f}", f"{row['dropped']}/{row['samples']}",
-        )  # fmt: skip
-    _print(table)
+    found = result.rows()
+    columns = ["ratio", "median\nms", "p90\nms", "QPS", "load\nms", "peak\nMB", "file\nkB", "samples\ndropped"]
+    rows = [
+        [
+            row["label"], _number(row["ratio"]), _number(row["median_ms"]), _number(row["p90_ms"]),
+            _number(row["qps"], 0), _number(row["load_ms"], 0), _number(row["peak_mb"], 0),
+            f"{row['file_bytes'] / 1000:.0f}", f"{row['dropped']} of {row['samples']}",
+        ]
+        for row in found
+    ]  # fmt: skip
+    if any(row["end_to_end_ms"] is not None for row in found):
+        columns.insert(3, "end to\nend ms")
+        for cells, row in zip(rows, found):
+            cells.insert(4, _number(row["end_to_end_ms"]))
+    threads = f"{result.threads} thread{'s'[: result.threads != 1]}"
+    _print(f"latency on {threads}; ratio: how many times as fast as the first", ("",), columns, rows)
+    print()
     for line in result.notes:
         print(f"note: {line}")
-    env = result.environment
-    print(f"{env.get('cpu', '')}, {result.threads} threads")
+    if result.environment.get("cpu"):
+        print(f"measured on {result.environment['cpu']}, {threads}")
 
 
 def cost_table(result: dict[str, Any], top: int) -> None:
@@ -115,13 +160,17 @@ def cost_table(result: dict[str, Any], top: int) -> None:
     moved = t["bytes_read"] + t["bytes_weights"] + t["bytes_written"]
     print(
         f"{t['nodes']} nodes, {t['convolutions']} convolutions, {t['parameters']:,} parameters,"
-        f" {t['macs'] / 1e6:.1f} M MACs, {t['flops'] / 1e6:.1f} MFLOPs, {moved / 1e6:.1f} MB moved"
+        f" {t['macs'] / 1e6:.1f} M MACs, {t['flops'] / 1e6:.1f} M FLOPs, {moved / 1e6:.1f} MB moved"
     )
-    table = Table("node", "op", "shape", "MACs", "params", "kB moved", "FLOP/byte", title="costliest first")
+    rows = []
     for row in sorted(result["layers"], key=lambda r: -r["macs"])[:top]:
         moved = (row["bytes_read"] + row["bytes_weights"] + row["bytes_written"]) / 1000
-        table.add_row(row["name"], row["op"], "x".join(str(d) for d in row["shape"] or ()), f"{row['macs']:,}",
-                      f"{row['parameters']:,}", f"{moved:.0f}", f"{row['intensity']:.1f}")  # fmt: skip
-    _print(table)
+        shape = "x".join(str(d) for d in row["shape"] or ())
+        rows.append((_tail(row["name"]), row["op"], shape, f"{row['macs']:,}", f"{row['parameters']:,}",
+                     f"{moved:.0f}", f"{row['intensity']:.1f}"))  # fmt: skip
+    shown = (
+        f"the {top} costliest of {len(result['layers'])} nodes" if len(result["layers"]) > top else "costliest first"
+    )
+    _print(shown, ("node", "op", "shape"), ("MACs", "params", "kB\nmoved", "FLOP\n/byte"), rows)
     for line in t["not_counted"]:
         print(f"not counted: {line}")

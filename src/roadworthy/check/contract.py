@@ -7,8 +7,9 @@ the measurement does not stand clear, the user is asked, and told which two answ
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from roadworthy.check.accuracy import with_names
 from roadworthy.check.probe import Finding, probe
@@ -19,12 +20,15 @@ from roadworthy.detect.decode import DECODERS
 from roadworthy.detect.spec import DecodeSpec
 from roadworthy.errors import InputError
 from roadworthy.model.model import Model
-from roadworthy.model.recognize import decode_for, preprocessings, recognize
+from roadworthy.model.recognize import IMAGENET_MEAN, IMAGENET_STD, decode_for, preprocessings, recognize
 from roadworthy.model.task import Task, task_from_yaml
 from roadworthy.run.runner import Runner
 
 KINDS = (*DECODERS, "classify", "raw")
 FIRST_LOOK, SECOND_LOOK = 48, 128
+MARGIN = 2.0
+"""Points of confidence by which another setting must be better to be worth a word."""
+MOST_SUSPECTS = 4
 
 
 def settle_task(
@@ -57,6 +61,7 @@ def settle_task(
     if task.preprocess.size_hw != task.decode.input_hw and task.decode.kind != "raw":
         task = replace(task, decode=replace(task.decode, input_hw=task.preprocess.size_hw))
     _fits_input(model, task)
+    _fits_outputs(model, task)
     if dataset is not None:
         if task.decode.kind != "raw":
             check_classes(dataset, task.decode.num_classes, task.decode.class_names)
@@ -79,6 +84,21 @@ def _base(model: Model, classes: int | None) -> Task | None:
         color = "gray" if usual.color == "gray" else "bgr"
         usual = Preprocess(size_hw=usual.size_hw, layout=usual.layout, color=color)
     return Task(usual, guess.decode)
+
+
+def _fits_outputs(model: Model, task: Task) -> None:
+    """Refuse strides that cannot be those of the outputs, where the graph tells which can."""
+    strides, hw = task.decode.strides, task.decode.input_hw
+    if not task.is_detector or not strides:
+        return
+    guess = recognize(model, task.decode.num_classes or None)
+    if guess is None or not guess.decode.strides or guess.decode.kind != task.decode.kind:
+        return
+    if min(strides) < 1 or _cells(strides, hw) != _cells(guess.decode.strides, hw):
+        raise InputError(
+            f"decode.strides in the task of {model.source} is {strides}, but its outputs have as many rows as"
+            f" {guess.decode.strides} gives; correct it, with --task FILE or in the model's metadata"
+        )
 
 
 def _tells_preprocess(path: str) -> bool:
@@ -182,7 +202,7 @@ def _measured(model: Model, tasks: Sequence[Task], samples: Samples, runner: Run
             " give --task FILE with the right `preprocess` section"
         )
     best, next_best = finding.best, finding.runner_up
-    what = "confidence in the right answer" if finding.by_labels else "confidence"
+    what = "agreement with the labels" if finding.by_labels else "confidence"
     line = f"preprocessing {_call(tasks[best].preprocess)}: {what} {finding.means[best]:.1f}"
     if next_best is not None:
         line += f", next best {_call(tasks[next_best].preprocess)} {finding.means[next_best]:.1f}"
@@ -198,44 +218,98 @@ def _call(p: Preprocess) -> str:
     return f"{p.color} {scale}{norm} {p.resize}"
 
 
+@dataclass(frozen=True)
+class _Variant:
+    """A contract that differs from another in one thing.   mine, other: that thing in words, before and after."""
+
+    field: str
+    mine: str
+    other: str
+    task: Task
+
+
 def suspects(model: Model, task: Task, samples: Samples, runner: Runner, seed: int = 0) -> list[str]:
-    """Settings of a contract that the images contradict, one sentence each; empty when nothing beats it clearly."""
+    """Settings of a contract that the images contradict, one sentence each; empty when nothing beats it clearly.
+
+    The worst setting is corrected first and the others are asked again: beside a wrong stride any colour looks wrong.
+    """
     found = []
-    for field, variants in _variants(model, task).items():
-        finding = probe(
-            runner, [task, *variants], samples, SECOND_LOOK if len(samples) > FIRST_LOOK else len(samples), seed
+    for _ in range(MOST_SUSPECTS):
+        better = _clearly_better(runner, task, _variants(model, task), samples, seed)
+        if better is None:
+            break
+        variant, finding = better
+        what = "agreement with the labels" if finding.by_labels else "confidence"
+        after, before = finding.means[finding.best], finding.means[0]
+        found.append(
+            f"{variant.field} is {variant.mine}, but {variant.other} fits the network better:"
+            f" {what} {after:.1f} against {before:.1f}, on {finding.images} images"
         )
-        if finding.best != 0 and finding.clear_of_first:
-            part, name = field.split(".")
-            mine, better = getattr(getattr(task, part), name), getattr(getattr(variants[finding.best - 1], part), name)
-            found.append(
-                f"{field} is {mine}, but {better} fits the network better: {finding.means[finding.best]:.1f} against"
-                f" {finding.means[0]:.1f} on {finding.images} images"
-            )
+        task = variant.task
     return found
 
 
-def _variants(model: Model, task: Task) -> dict[str, list[Task]]:
-    """Contracts that differ from one in a single field, for each field that people get wrong."""
+def _clearly_better(
+    runner: Runner, task: Task, variants: list[_Variant], samples: Samples, seed: int
+) -> tuple[_Variant, Finding] | None:
+    """The variant that beats a contract most, where it does so beyond chance and by as much as matters."""
+    finding = Finding(0, None, False, (), 0, False)
+    for images in (FIRST_LOOK, SECOND_LOOK):
+        finding = probe(runner, [task, *(v.task for v in variants)], samples, images, seed)
+        ahead = [k for k, m in enumerate(finding.means) if k and m > finding.means[0]]
+        if not ahead or len(samples) <= images:
+            break
+        if images == FIRST_LOOK:  # only contenders get the longer look
+            variants = [variants[k - 1] for k in ahead]
+    gain = finding.means[finding.best] - finding.means[0]
+    if finding.best == 0 or not finding.clear_of_first or gain < MARGIN:
+        return None
+    return variants[finding.best - 1], finding
+
+
+def _variants(model: Model, task: Task) -> list[_Variant]:
+    """Contracts that differ from one in a single thing, for each thing that people get wrong."""
     p, d = task.preprocess, task.decode
-    found: dict[str, list[Task]] = {}
+    found: list[_Variant] = []
+
+    def offer(field: str, mine: object, other: object, **changes: Any) -> None:
+        if field.startswith("preprocess."):
+            varied = replace(task, preprocess=replace(p, **changes))
+        else:
+            varied = replace(task, decode=replace(d, **changes))
+        found.append(_Variant(field, str(mine), str(other), varied))
+
     if p.color in ("bgr", "rgb"):
         other = "rgb" if p.color == "bgr" else "bgr"
-        found["preprocess.color"] = [replace(task, preprocess=replace(p, color=other))]
-    scales = [s for s in (1.0, 1 / 255, 1 / 127.5) if abs(s - p.scale) > 1e-9]
-    found["preprocess.scale"] = [replace(task, preprocess=replace(p, scale=s)) for s in scales]
-    others = [r for r in ("letterbox", "stretch") if r != p.resize and p.resize in ("letterbox", "stretch")]
-    if others:
-        found["preprocess.resize"] = [replace(task, preprocess=replace(p, resize=r)) for r in others]
+        offer("preprocess.color", p.color, other, color=other)
+    for scale in (1.0, 1 / 255, 1 / 127.5):
+        if abs(scale - p.scale) > 1e-9:
+            offer("preprocess.scale", _scale(p.scale), _scale(scale), scale=scale)
+    if any(p.mean) or any(v != 1 for v in p.std):
+        offer("preprocess.mean and std", f"{p.mean} and {p.std}", "0 and 1", mean=(0.0,), std=(1.0,))
+    elif p.channels == 3 and abs(p.scale - 1 / 255) < 1e-9:
+        order = slice(None) if p.color == "rgb" else slice(None, None, -1)
+        mean, std = IMAGENET_MEAN[order], IMAGENET_STD[order]
+        offer("preprocess.mean and std", "0 and 1", f"{mean} and {std}", mean=mean, std=std)
+    if p.resize in ("letterbox", "stretch"):
+        resize = "stretch" if p.resize == "letterbox" else "letterbox"
+        offer("preprocess.resize", p.resize, resize, resize=resize)
     if p.resize == "letterbox":
         anchor = "center" if p.anchor == "topleft" else "topleft"
-        found["preprocess.anchor"] = [replace(task, preprocess=replace(p, anchor=anchor))]
+        offer("preprocess.anchor", p.anchor, anchor, anchor=anchor)
     if d.strides and task.is_detector:
         guess = recognize(model, d.num_classes or None)
-        orders = {tuple(sorted(d.strides))}
-        if guess is not None and guess.decode.strides:
-            orders.add(guess.decode.strides)
-        right = [o for o in sorted(orders) if o != d.strides]
-        if right:
-            found["decode.strides"] = [replace(task, decode=replace(d, strides=o)) for o in right]
-    return {k: v for k, v in found.items() if v}
+        orders = {tuple(sorted(d.strides)), guess.decode.strides if guess is not None else ()}
+        for strides in sorted(orders - {(), d.strides}):
+            if _cells(strides, d.input_hw) == _cells(d.strides, d.input_hw):
+                offer("decode.strides", d.strides, strides, strides=strides)
+    return found
+
+
+def _scale(value: float) -> str:
+    return {1.0: "1", 1 / 255: "1/255", 1 / 127.5: "1/127.5"}.get(value, f"{value:g}")
+
+
+def _cells(strides: Sequence[int], hw: tuple[int, int]) -> int:
+    """The number of grid cells of all levels together."""
+    return sum(-(-hw[0] // s) * -(-hw[1] // s) for s in strides)

@@ -1,8 +1,8 @@
 """Choosing between task contracts by measurement, for what a graph cannot say: colour order, scaling, resizing.
 
-Every candidate is run over the same images and gets one figure per image: with labels, how sure the network is of the
-right answer; without, how sure it is of any. A wrong colour order or scale makes a network unsure. The best candidate
-counts as found only when it beats each other one by `Z` standard errors of the paired differences.
+Every candidate is run over the same images and gets one figure per image: with labels, how far the network agrees with
+them, its scores weighed in; without, how sure it is of anything. A wrong colour order or scale makes a network unsure.
+The best candidate counts as found only when it beats each other one by `Z` standard errors of the paired differences.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from roadworthy.check.accuracy import labelled
 from roadworthy.data.samples import Sample, Samples
 from roadworthy.detect.boxes import iou_matrix
 from roadworthy.detect.decode import classify, detect
+from roadworthy.detect.detections import Detections, Truth
+from roadworthy.errors import InputError
 from roadworthy.model.task import Task
 from roadworthy.run.runner import Runner
 
@@ -45,7 +47,16 @@ class Finding:
 def probe(runner: Runner, candidates: Sequence[Task], samples: Samples, images: int = IMAGES, seed: int = 0) -> Finding:
     """Measure which of several contracts a network was made for."""
     chosen = samples.take(min(images, len(samples)), seed)
-    figures = np.array([[figure(runner, t, s) for t in candidates] for s in chosen])  # images, candidates
+
+    def tried(k: int, sample: Sample) -> float:
+        try:
+            return figure(runner, candidates[k], sample)
+        except InputError:  # boxes that are not finite, scores above 1: a wrong scale can do that
+            if k == 0:
+                raise
+            return 0.0
+
+    figures = np.array([[tried(k, s) for k in range(len(candidates))] for s in chosen])  # images, candidates
     means = figures.mean(0)
     order = np.argsort(-means, kind="stable")
     best = int(order[0])
@@ -83,14 +94,22 @@ def figure(runner: Runner, task: Task, sample: Sample) -> float:
     if not sample.has_truth:
         best = np.sort(found.scores)[::-1][:10]
         return float((best**2).sum() / 10)
-    truth = sample.truth
+    return _dice(sample.truth, found)
+
+
+def _dice(truth: Truth | None, found: Detections) -> float:
+    """2 |hits| / (|labels| + |detections|), detections weighed by score, hits by their overlap as well; 0..1.
+
+    0 when no label is found, 1 when all are, exactly and surely, and nothing else is; weak spurious detections, of
+    which some networks have many, cost little.
+    """
     assert truth is not None
-    if not len(truth):
-        return float(1 - (found.scores.max() if len(found) else 0.0))
+    boxes, classes = truth.boxes_xyxy[~truth.ignore], truth.classes[~truth.ignore]
+    detected = float(found.scores.sum())
+    if not len(boxes):
+        return 1 / (1 + detected)
     if not len(found):
         return 0.0
-    same = truth.classes[:, None] == found.classes[None, :]
-    iou = iou_matrix(truth.boxes_xyxy, found.boxes_xyxy) * same
-    hit = (iou * (iou >= 0.4)) * found.scores[None, :]
-    spurious = found.scores[~((iou >= 0.4).any(0))].sum() / (len(truth) + 1)
-    return float(np.clip(hit.max(1).mean() - 0.2 * spurious, -1, 1))
+    iou = iou_matrix(boxes, found.boxes_xyxy) * (classes[:, None] == found.classes[None, :])
+    hits = float(((iou * (iou >= 0.4)) * found.scores[None, :]).max(1).sum())
+    return min(2 * hits / (len(boxes) + detected), 1.0)
