@@ -329,7 +329,7 @@ def _judge(model: Model, task: Task, test: Samples, settings: Settings, ui: Ui, 
     else:
         with ui.stage("reference", len(test)) as advance:
             reference = reference_of(lambda: runner, task, test, progress=advance)
-        if reference.kind == "mirrored original":  # the others cost nothing to make again
+        if not labelled(task, test) and task.decode.kind != "raw":  # the others cost nothing to make again
             stages.put("reference", pack_reference(reference))
     judge = Judge(task, test, original, reference, settings.max_drop, settings.min_sqnr)
     if not judge.raw:
