@@ -147,9 +147,10 @@ def _resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(
-            f"\ninterrupted; {folder} was not written. Finished stages are kept: run again with --resume", err=True
-        )
+        from roadworthy.jobs.compress import stage_folder
+
+        kept = ". Finished stages are kept: run again with --resume" if stage_folder(folder).is_dir() else ""
+        click.echo(f"\ninterrupted; {folder} was not written{kept}", err=True)
         sys.exit(EXIT_INTERRUPT)
 
 

@@ -64,8 +64,8 @@ def _number(value: Any, digits: int = 2) -> str:
 
 
 def _tail(name: str, width: int = 30) -> str:
-    """The end of a long name: that is where exporters put what tells layers apart."""
-    return name if len(name) <= width else "…" + name[-width + 1 :]
+    """The end of a long name: that is where exporters put what tells layers apart. On a pipe nothing is cut."""
+    return name if len(name) <= width or not sys.stdout.isatty() else "…" + name[-width + 1 :]
 
 
 ROWS = {

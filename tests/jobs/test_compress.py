@@ -419,3 +419,18 @@ def test_ctrl_c_in_the_command(here: Path, monkeypatch: pytest.MonkeyPatch, capf
     ran = roadworthy(capfd, *args, "--effort", "quick", "--out", "out")
     assert ran.code == 130 and "out was not written" in ran.err and "--resume" in ran.err
     assert "Traceback" not in ran.err and not Path("out").exists()
+
+
+def test_ctrl_c_before_anything_is_done_promises_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = tree(here)
+    monkeypatch.setattr(job, "read", interrupt)
+    ran = roadworthy(capfd, "compress", "model.onnx", "--data", "images", "--target", "ort", "--out", "out")
+    assert ran.code == 130 and "out was not written" in ran.err and "--resume" not in ran.err
+    monkeypatch.setattr("roadworthy.jobs.assess.load", interrupt)
+    assert roadworthy(capfd, "inspect", "model.onnx").code == 130
+    assert tree(here) == before

@@ -56,8 +56,9 @@ def evaluate(
             original, dataset, task, lambda: TARGETS["ort"].runner(original_content, threads), seed
         )
     mine, notes = _task_of(model, original_task, dataset, task, content, threads, seed)
-    for line in notes:
-        ui.note(line)
+    for line in (*notes, dataset.note):
+        if line:
+            ui.note(line)
     if mine.decode.kind == "raw":
         raise InputError("a raw task has no accuracy of its own; use `roadworthy align` to compare outputs")
     if original_task is not None:

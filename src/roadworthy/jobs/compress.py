@@ -150,7 +150,7 @@ def compress(
         dataset = _with_note_on_labels(dataset, task, ui)
     model = model.with_task(task)
     calibration = dataset.calibration
-    with Stages(_stage_folder(folder), _key(model, dataset, settings), resume) as stages:
+    with Stages(stage_folder(folder), _key(model, dataset, settings), resume) as stages:
         remember = _memory(stages)
         with clock("calibration"):
             _calibrate(stages, model, calibration, replay[0] if replay else None, targets, settings, ui)
@@ -254,7 +254,8 @@ def check_output(folder: Path, force: bool) -> None:
         ) from error
 
 
-def _stage_folder(folder: Path) -> Path:
+def stage_folder(folder: Path) -> Path:
+    """Where the finished stages of an unfinished job are kept: beside its output, hidden."""
     return folder.absolute().parent / f".{folder.name}.stages"
 
 
