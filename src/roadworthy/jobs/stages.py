@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from roadworthy.check.accuracy import Predictions, Reference
+from roadworthy.check.accuracy import DRAWN, Predictions, Reference
 from roadworthy.detect.detections import Detections, Truth
 from roadworthy.errors import InputError, RoadworthyError
 from roadworthy.quantize.statistics import Statistics
@@ -114,10 +114,9 @@ def unpack_predictions(arrays: Arrays) -> Predictions:
 
 
 def pack_reference(reference: Reference) -> Arrays:
-    """What the original said of the mirrored images, as arrays; `unpack_reference` is the way back."""
-    if reference.labels is not None:
-        return {"labels": reference.labels}
+    """Boxes that were drawn from the original's answers, as arrays; `unpack_reference` is the way back."""
     return {
+        "draws": np.array(reference.draws),
         "lengths": np.array([len(t) for t in reference.truths], np.int64),
         "boxes": np.concatenate([t.boxes_xyxy for t in reference.truths]),
         "classes": np.concatenate([t.classes for t in reference.truths]),
@@ -125,11 +124,9 @@ def pack_reference(reference: Reference) -> Arrays:
 
 
 def unpack_reference(arrays: Arrays) -> Reference:
-    if "labels" in arrays:
-        return Reference("mirrored original", labels=arrays["labels"])
     at = np.cumsum(arrays["lengths"])[:-1]
     parts = zip(np.split(arrays["boxes"], at), np.split(arrays["classes"], at))
-    return Reference("mirrored original", truths=tuple(Truth.of(boxes, classes) for boxes, classes in parts))
+    return Reference(DRAWN, tuple(Truth.of(boxes, classes) for boxes, classes in parts), int(arrays["draws"]))
 
 
 def pack_statistics(table: dict[str, Statistics]) -> Arrays:
