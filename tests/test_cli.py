@@ -96,9 +96,8 @@ def test_inspect(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert document["bytes"] == detector().stat().st_size
     assert document["totals"]["convolutions"] == sum(n.op_type == "Conv" for n in proto.graph.node)
     used = {name for n in proto.graph.node if n.op_type == "Conv" for name in n.input[1:]}
-    assert document["totals"]["parameters"] == sum(
-        int(np.prod(t.dims)) for t in proto.graph.initializer if t.name in used
-    )
+    counted = sum(int(np.prod(t.dims)) for t in proto.graph.initializer if t.name in used)
+    assert document["totals"]["parameters"] == counted
 
 
 def test_nothing_is_cut_on_a_pipe(capfd: pytest.CaptureFixture[str]):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from roadworthy import __version__
-from roadworthy.check.accuracy import Predictions, labelled
+from roadworthy.check.accuracy import DRAWN, Predictions, labelled, predict, reference_of
 from roadworthy.check.bench import BenchResult, Entry, bench
 from roadworthy.check.contract import settle_task
 from roadworthy.check.judge import Judge

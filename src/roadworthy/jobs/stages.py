@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from roadworthy.check.accuracy import DRAWN, Predictions, Reference
+from roadworthy.check.accuracy import Predictions, Reference
 from roadworthy.detect.detections import Detections, Truth
 from roadworthy.errors import InputError, RoadworthyError
 from roadworthy.quantize.statistics import Statistics
@@ -114,19 +114,28 @@ def unpack_predictions(arrays: Arrays) -> Predictions:
 
 
 def pack_reference(reference: Reference) -> Arrays:
-    """Boxes that were drawn from the original's answers, as arrays; `unpack_reference` is the way back."""
-    return {
-        "draws": np.array(reference.draws),
-        "lengths": np.array([len(t) for t in reference.truths], np.int64),
-        "boxes": np.concatenate([t.boxes_xyxy for t in reference.truths]),
-        "classes": np.concatenate([t.classes for t in reference.truths]),
-    }
+    """What the original said in place of labels, as arrays; `unpack_reference` is the way back."""
+    arrays: Arrays = {"kind": np.array(reference.kind), "draws": np.array(reference.draws)}
+    if reference.truths:
+        arrays["lengths"] = np.array([len(t) for t in reference.truths], np.int64)
+        for name in ("boxes_xyxy", "classes", "areas", "ignore"):
+            arrays[f"truth.{name}"] = np.concatenate([getattr(t, name) for t in reference.truths])
+    for name in ("labels", "probabilities"):
+        if getattr(reference, name) is not None:
+            arrays[name] = getattr(reference, name)
+    return arrays
 
 
 def unpack_reference(arrays: Arrays) -> Reference:
-    at = np.cumsum(arrays["lengths"])[:-1]
-    parts = zip(np.split(arrays["boxes"], at), np.split(arrays["classes"], at))
-    return Reference(DRAWN, tuple(Truth.of(boxes, classes) for boxes, classes in parts), int(arrays["draws"]))
+    truths: tuple[Truth, ...] = ()
+    if "lengths" in arrays:
+        at = np.cumsum(arrays["lengths"])[:-1]
+        columns = (np.split(arrays[f"truth.{name}"], at) for name in ("boxes_xyxy", "classes", "areas", "ignore"))
+        truths = tuple(Truth(*parts) for parts in zip(*columns))
+    return Reference(
+        str(arrays["kind"]), truths, int(arrays["draws"]), labels=arrays.get("labels"),
+        probabilities=arrays.get("probabilities"),
+    )  # fmt: skip
 
 
 def pack_statistics(table: dict[str, Statistics]) -> Arrays:
