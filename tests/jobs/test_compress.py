@@ -339,7 +339,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append("mirrored" if more.get("mirrored") else "plain")
         return result
 
-    for module in (accuracy, search):
+    for module in (accuracy, job, search):
         monkeypatch.setattr(module, "predict", counted)
     return done
 

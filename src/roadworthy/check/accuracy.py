@@ -42,6 +42,8 @@ from roadworthy.run.runner import Runner
 SCORE_FLOOR = 0.01
 """Detections below this score do not enter mAP (the convention of YOLOX and of the figures in PEERS)."""
 
+DRAWN, OWN = "labels drawn from the mirrored original", "the original's own probabilities"
+"""What stands in for labels: of a detector, of a classifier."""
 DRAWS = 5
 DRAW_FLOOR = 0.05
 """Detections below this are hardly ever objects, and there are very many of them."""
@@ -135,11 +137,16 @@ def labelled(task: Task, samples: Samples) -> bool:
 
 
 def reference_of(
-    original: Callable[[], Runner], task: Task, samples: Samples, progress: Progress | None = None
+    original: Callable[[], Runner],
+    task: Task,
+    samples: Samples,
+    progress: Progress | None = None,
+    known: Predictions | None = None,
 ) -> Reference:
     """The labels where there are some, else what the original makes likely (see the module).
 
-    original: makes a runner of the original; called only where it is needed.
+    original: makes a runner of the original; called only where it is needed.   known: its predictions on the samples,
+    where they have been made already.
     """
     if labelled(task, samples):
         if task.is_detector:
@@ -148,10 +155,12 @@ def reference_of(
         return Reference("labels", labels=np.array([s.label for s in samples], np.int64))
     if task.decode.kind == "raw":
         return Reference("original")
+    if known is not None and not task.is_detector:
+        return Reference(OWN, probabilities=known.scores)
     found = predict(original(), task, samples, mirrored=task.is_detector, progress=progress)
     if task.is_detector:
-        return Reference("labels drawn from the mirrored original", draw_truths(found.detections), DRAWS)
-    return Reference("the original's own probabilities", probabilities=found.scores)
+        return Reference(DRAWN, draw_truths(found.detections), DRAWS)
+    return Reference(OWN, probabilities=found.scores)
 
 
 def draw_truths(found: Sequence[Detections], draws: int = DRAWS, seed: int = 0) -> tuple[Truth, ...]:

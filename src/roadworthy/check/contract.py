@@ -202,11 +202,18 @@ def _measured(model: Model, tasks: Sequence[Task], samples: Samples, runner: Run
             " give --task FILE with the right `preprocess` section"
         )
     best, next_best = finding.best, finding.runner_up
-    what = "agreement with the labels" if finding.by_labels else "confidence"
+    what = _measure(tasks[0], finding)
     line = f"preprocessing {_call(tasks[best].preprocess)}: {what} {finding.means[best]:.1f}"
     if next_best is not None:
         line += f", next best {_call(tasks[next_best].preprocess)} {finding.means[next_best]:.1f}"
     return tasks[best], f"{line}, on {finding.images} images"
+
+
+def _measure(task: Task, finding: Finding) -> str:
+    """What the figures of a probe mean, in words."""
+    if finding.by_labels:
+        return "agreement with the labels"
+    return "confidence" if task.is_detector else "agreement with itself on mirrored images"
 
 
 def _call(p: Preprocess) -> str:
@@ -239,7 +246,7 @@ def suspects(model: Model, task: Task, samples: Samples, runner: Runner, seed: i
         if better is None:
             break
         variant, finding = better
-        what = "agreement with the labels" if finding.by_labels else "confidence"
+        what = _measure(task, finding)
         after, before = finding.means[finding.best], finding.means[0]
         found.append(
             f"{variant.field} is {variant.mine}, but {variant.other} fits the network better:"

@@ -73,7 +73,7 @@ class Judge:
         """Measure the original on the images; where they are unlabelled, on the mirrored ones as well."""
         runner = load()
         original = predict(runner, task, samples, progress=progress)
-        reference = reference_of(lambda: runner, task, samples)
+        reference = reference_of(lambda: runner, task, samples, known=original)
         return cls(task, samples, original, reference, max_drop, min_sqnr)
 
     def __call__(self, candidate: Predictions) -> Judgement:

@@ -1,8 +1,13 @@
 """Choosing between task contracts by measurement, for what a graph cannot say: colour order, scaling, resizing.
 
 Every candidate is run over the same images and gets one figure per image: with labels, how far the network agrees with
-them, its scores weighed in; without, how sure it is of anything. A wrong colour order or scale makes a network unsure.
-The best candidate counts as found only when it beats each other one by `Z` standard errors of the paired differences.
+them, its scores weighed in. Without, a detector's figure is how sure it is of anything; a classifier's is how far it
+says the same of an image and its mirror image, less what it says of all images alike:
+
+    figure[i] = sum_c p[i,c] * m[i,c]  -  mean over j of sum_c p[i,c] * m[j,c]        p: image, m: mirrored
+
+(sureness alone would favour any scale so large that the softmax saturates, whatever the class). The best candidate
+counts as found only when it beats each other one by `Z` standard errors of the paired differences.
 """
 
 from __future__ import annotations
@@ -56,7 +61,10 @@ def probe(runner: Runner, candidates: Sequence[Task], samples: Samples, images: 
                 raise
             return 0.0
 
-    figures = np.array([[tried(k, s) for k in range(len(candidates))] for s in chosen])  # images, candidates
+    if candidates[0].decode.kind == "classify" and not labelled(candidates[0], chosen):
+        figures = np.stack([steadiness(runner, task, chosen) for task in candidates], axis=1)
+    else:
+        figures = np.array([[tried(k, s) for k in range(len(candidates))] for s in chosen])  # images, candidates
     means = figures.mean(0)
     order = np.argsort(-means, kind="stable")
     best = int(order[0])
@@ -81,15 +89,27 @@ def z_score(a: NDArray, b: NDArray) -> float:
     return float(difference.mean() / max(error, 1e-9))
 
 
+def steadiness(runner: Runner, task: Task, samples: Samples) -> NDArray[np.float64]:
+    """(images,) agreement of a classifier with itself on the mirrored image, less its agreement by chance."""
+    answers: list[list[NDArray]] = [[], []]
+    for sample in samples:
+        image = sample.image()
+        for side, view in enumerate((image, np.ascontiguousarray(image[:, ::-1]))):
+            outputs = runner.run({runner.input_names[0]: task.preprocess(view)[0]})
+            answers[side].append(classify(outputs, task.decode))
+    products = np.stack(answers[0]).astype(np.float64) @ np.stack(answers[1]).T  # image i, mirrored image j
+    return np.diag(products) - products.mean(1)
+
+
 def figure(runner: Runner, task: Task, sample: Sample) -> float:
     """How much one image speaks for a contract, 0..1."""
     tensor, geometry = task.preprocess(sample.image())
     outputs = runner.run({runner.input_names[0]: tensor})
     if not task.is_detector:
         scores = classify(outputs, task.decode)
-        if sample.label is not None and 0 <= sample.label < len(scores):
-            return float(scores[sample.label])
-        return float(scores.max())
+        if sample.label is None or not 0 <= sample.label < len(scores):
+            raise InputError(f"the sample {sample.name} has no label among the {len(scores)} classes of the network")
+        return float(scores[sample.label])
     found = detect(outputs, task.decode, geometry.to_image, 0.05)
     if not sample.has_truth:
         best = np.sort(found.scores)[::-1][:10]

@@ -1,16 +1,11 @@
 """From an image to an input tensor, and from input coordinates back to the image.
 
-<<<<<<< .merge_file_e07fwk
-tensor = (image * scale - mean) / std          per channel, after resizing and colour order
-image_xy = (input_xy - offset) / ratio         per axis, the way back for boxes
-=======
     tensor   = (image * scale - mean) / std        per channel, after resizing and colour order
     input_xy = image_xy * ratio + offset           per axis, pixel edges (not centres)
     image_xy = (input_xy - offset) / ratio         per axis, the way back for boxes
 
 An image has 256 levels, so the first line is a table of 256 floats per channel: converting is looking up, in one
 pass from the resized bytes into the tensor.
->>>>>>> .merge_file_EQujep
 """
 
 from __future__ import annotations

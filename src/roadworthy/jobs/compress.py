@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from roadworthy import __version__
-from roadworthy.check.accuracy import Predictions, labelled
+from roadworthy.check.accuracy import DRAWN, Predictions, labelled, predict, reference_of
 from roadworthy.check.bench import BenchResult, Entry, bench
 from roadworthy.check.contract import settle_task
 from roadworthy.check.judge import Judge
@@ -314,8 +314,6 @@ def _memory(stages: Stages) -> Callable[[str, bytes, Callable[[], Predictions]],
 
 
 def _judge(model: Model, task: Task, test: Samples, settings: Settings, ui: Ui, stages: Stages) -> Judge:
-    from roadworthy.check.accuracy import predict, reference_of
-
     runner = _float_runner(model, settings.threads)
     remember = _memory(stages)
 
@@ -329,13 +327,13 @@ def _judge(model: Model, task: Task, test: Samples, settings: Settings, ui: Ui, 
         reference = unpack_reference(kept)
     else:
         with ui.stage("reference", len(test)) as advance:
-            reference = reference_of(lambda: runner, task, test, progress=advance)
-        if not labelled(task, test) and task.decode.kind != "raw":  # the others cost nothing to make again
+            reference = reference_of(lambda: runner, task, test, advance, original)
+        if reference.kind == DRAWN:  # the others cost nothing to make again
             stages.put("reference", pack_reference(reference))
     judge = Judge(task, test, original, reference, settings.max_drop, settings.min_sqnr)
     if not judge.raw:
-        by = reference.kind
-        ui.note(f"original: {judge.metric} {judge.original_value:.2f} on {len(test)} test images, against {by}")
+        told = f"original: {judge.metric} {judge.original_value:.2f} on {len(test)} test images"
+        ui.note(f"{told}, against {reference.kind}")
     return judge
 
 
