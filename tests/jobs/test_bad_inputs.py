@@ -275,6 +275,21 @@ OTHERS: dict[str, Case] = {
     "eval: json in no folder": (lambda: unlabelled("eval", "--json", "no/a.json"), "--json no/a.json"),
     "eval: json is a folder": (lambda: unlabelled("eval", "--json", "images"), "--json images"),
     "eval: nothing to hold it against": (lambda: unlabelled("eval"), "unlabelled has no labels"),
+    "eval: boxes for a classifier": (
+        lambda: ["eval", "model.onnx", "--task", "task.yaml", *yolo("[a, b, c]")[2:4]],
+        "labels of set/data.yaml are boxes",
+    ),
+    "eval: raw": (
+        lambda: [
+            "eval",
+            "model.onnx",
+            "--data",
+            "images",
+            "--task",
+            write("raw.yaml", TASK.split("decode")[0] + "decode: {kind: raw}"),
+        ],
+        "a raw task",
+    ),
     "eval: reference missing": (lambda: unlabelled("eval", "--reference", "nowhere.onnx"), "nowhere.onnx"),
     "eval: no data": (lambda: ["eval", "model.onnx"], "'--data'"),
     "inspect: missing": (lambda: ["inspect", "nowhere.onnx"], "nowhere.onnx"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from roadworthy.check.accuracy import agreement, drop, predict, reference_of, score, tensor_of
+from roadworthy.check.accuracy import agreement, drop, labelled, predict, reference_of, score, tensor_of
 from roadworthy.check.align import Alignment, align
 from roadworthy.check.bench import BenchResult, Entry, bench
 from roadworthy.check.contract import settle_task, suspects
@@ -47,6 +47,8 @@ def evaluate(
     model, content = _open(source, size)
     dataset = read(data, split_seed=seed)
     samples = dataset.test
+    if reference is None and samples.kind == "images":
+        raise InputError(f"{data} has no labels; give labelled images, or the original with --reference to agree with")
     findings: list[str] = []
     original: Model | None = None
     original_task: Task | None = None
@@ -56,11 +58,16 @@ def evaluate(
             original, dataset, task, lambda: TARGETS["ort"].runner(original_content, threads), seed
         )
     mine, notes = _task_of(model, original_task, dataset, task, content, threads, seed)
+    if mine.decode.kind == "raw":
+        raise InputError("a raw task has no accuracy of its own; use `roadworthy align` to compare outputs")
+    if reference is None and not labelled(mine, samples):
+        raise InputError(
+            f"the labels of {data} are {samples.kind}, by which a {mine.decode.kind} task cannot be measured;"
+            " give others, or the original with --reference to agree with"
+        )
     for line in (*notes, dataset.note):
         if line:
             ui.note(line)
-    if mine.decode.kind == "raw":
-        raise InputError("a raw task has no accuracy of its own; use `roadworthy align` to compare outputs")
     if original_task is not None:
         findings += [f"the task contract differs from the original's: {d}" for d in mine.differences(original_task)]
     runner = TARGETS[target].runner(content, threads)
@@ -68,8 +75,6 @@ def evaluate(
         predictions = predict(runner, mine, samples, progress=advance)
     own = TARGETS["ort"].runner(original_content, threads) if original is not None else runner
     judged_by = original_task or mine
-    if original is None and samples.kind == "images":
-        raise InputError(f"{data} has no labels; give labelled images, or the original with --reference to agree with")
     truth = reference_of(lambda: own, judged_by, samples)
     detail = score(predictions, truth, mine)
     result: dict[str, Any] = {
