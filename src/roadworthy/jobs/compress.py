@@ -166,7 +166,7 @@ def compress(
                     remember,
                 )  # fmt: skip
                 if replay is None:
-                    chosen.append(search.run())
+                    chosen += search.run()
                 else:
                     trial = search.build("replayed", "as the recipe says", replay[0])
                     search.evaluate(trial)
@@ -400,14 +400,15 @@ def _final_speed(
     def entry(label: str, data: bytes, target: str) -> Entry:
         return Entry(label, data, target, frames, task.preprocess, decode)
 
-    entries = [entry(f"original on {t.target}", original, t.target) for t in chosen]
+    targets = dict.fromkeys(t.target for t in chosen)
+    entries = [entry(f"original on {name}", original, name) for name in targets]
     entries += [entry(f"{t.variant} on {t.target}", t.data, t.target) for t in chosen]
     for attempt in range(1, ATTEMPTS + 1):
         with ui.stage("speed" if attempt == 1 else f"speed again ({attempt})", 100) as advance:
             result = bench(
                 entries,
                 threads=settings.threads or None,
-                seconds=(3.0 if settings.effort == "quick" else 6.0) * len(chosen),
+                seconds=(1.5 if settings.effort == "quick" else 3.0) * len(entries),
                 progress=lambda share, _: advance(int(100 * share)),
             )
         for trial in chosen:
