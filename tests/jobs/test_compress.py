@@ -406,7 +406,7 @@ def test_a_budget_may_be_changed_when_resuming(here: Path, passes: list[str]):
         small(ui=Interrupting(4), max_drop=0.1)
     done = len(passes)
     assert small(resume=True, max_drop=100.0).exit_code == 0
-    assert len(passes) == done + 1  # the int8 candidate
+    assert len(passes) == done + 2  # the int8 candidate, and stored weights beside it
 
 
 def test_resume_without_an_earlier_run_starts_anew(here: Path):
