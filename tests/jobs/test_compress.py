@@ -22,6 +22,7 @@ from roadworthy.check import accuracy
 from roadworthy.check.accuracy import Reference
 from roadworthy.check.report_schema import validate
 from roadworthy.data.dataset import Dataset
+from roadworthy.data.samples import Sample, Samples
 from roadworthy.data.street import CLASS_NAMES
 from roadworthy.detect.detections import Truth
 from roadworthy.errors import InputError
@@ -371,6 +372,26 @@ def test_an_interrupted_job_goes_on_where_it_was(here: Path, passes: list[str], 
         for file in Path("out").iterdir():
             file.unlink()
         Path("out").rmdir()
+
+
+def test_what_the_original_said_of_mirrored_scenes_is_not_asked_again(tmp_path: Path, passes: list[str]):
+    calibration, test = (
+        Samples(Sample(s.name, load=s.load, key=s.key) for s in scenes(count, seed, part))
+        for count, seed, part in ((4, 1000, "calibration"), (6, 1001, "test"))
+    )
+    data = Dataset(calibration, test, "images", (), "scenes without labels")
+    settings = Settings(**{**QUICK, "max_drop": 50.0})
+    whole = compress(detector(), data, tmp_path / "whole", settings, ui=(ui := Interrupting()))
+    needed = list(passes)
+    assert needed.count("mirrored") == 1
+    passes.clear()
+    after = Interrupting(ui.names.index("reference") + 2)
+    with pytest.raises(KeyboardInterrupt):
+        compress(detector(), data, tmp_path / "out", settings, ui=after)
+    assert passes.count("mirrored") == 1
+    resumed = compress(detector(), data, tmp_path / "out", settings, resume=True)
+    assert sorted(passes) == sorted(needed)
+    assert model_bytes(resumed) == model_bytes(whole) and resumed.report["accuracy"] == whole.report["accuracy"]
 
 
 def test_references_come_back_from_the_disk_as_they_were(tmp_path: Path):
