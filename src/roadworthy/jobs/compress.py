@@ -389,7 +389,7 @@ def _final_speed(
     model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, ui: Ui
 ) -> tuple[BenchResult, Trial]:
     """The longer measurement of what was chosen, originals beside it, and the winner among those that hold the budget
-    (or among all, where none does): the least latency x sqrt(bytes), so that twice the size must buy 1.4 times the speed.
+    (or among all, where none does): least latency x sqrt(bytes), so that twice the size must buy 1.4 times the speed.
 
     On a machine that never came to rest, a candidate that looks slower is measured again, up to ATTEMPTS times.
     """
@@ -420,7 +420,8 @@ def _final_speed(
             break
     for trial in chosen:
         if trial is not best:
-            beaten = f"{best.variant} on {best.target} is {'faster' if latency[id(best)] < latency[id(trial)] else 'smaller'}"
+            better = "faster" if latency[id(best)] < latency[id(trial)] else "smaller"
+            beaten = f"{best.variant} on {best.target} is {better}"
             trial.why = f"rejected: {'breaks the budget' if _broken(trial) and not _broken(best) else beaten}"
     return result, best
 

@@ -134,7 +134,9 @@ class Search:
         if found is None:
             return [self._stored_under_budget(stored)]
         # Beside an int8 model that holds, stored weights are the answer only if it proves slow after all: no search.
-        return [found, stored] if self.evaluate(stored).holds else [found]
+        holds = self.evaluate(stored).holds
+        stored.why = "chosen: int8 did not prove faster in the last measurement" if holds else "breaks the budget"
+        return [found, stored] if holds else [found]
 
     # Candidates
 
