@@ -402,3 +402,18 @@ def test_reading_versions_imports_nothing():
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout.strip() == "[]"
+
+
+def test_comparing_two_entries_uses_the_rounds_they_share() -> None:
+    """The third entry takes 2 ms where the second takes 3, and both drift alike: the ratio stays 1.5."""
+    samples = [sample(r, e, ms * (1 + 0.05 * r)) for r in range(12) for e, ms in enumerate((9.0, 3.0, 2.0))]
+    figures, _ = summarize(samples, ["a", "b", "c"])
+    entries = tuple(
+        module.Measured(label=label, target="ort", load_ms=0, peak_mb=0, base_mb=0, file_bytes=1, **f)
+        for label, f in zip("abc", figures, strict=True)
+    )
+    result = module.BenchResult(entries, threads=1, rounds=12, seconds=1, quiet=True, canary={}, environment={})
+    ratio, interval = result.compare("b", "c")
+    assert ratio == pytest.approx(1.5)
+    assert interval is not None and interval == pytest.approx((1.5, 1.5), abs=1e-9)
+    assert result.compare("c", "b")[0] == pytest.approx(1 / 1.5)

@@ -436,7 +436,7 @@ def test_comparison_tells_gone_from_scored_lower() -> None:
 
 
 def test_lost_is_red_and_dashed_new_is_orange(tmp_path: Path) -> None:
-    _, after = pictures._render(street(), 640)
+    _, after = pictures._render(street(), 320)
 
     def share(side: list[tuple[int, int]], color: tuple[int, int, int]) -> float:
         return float(np.mean([np.abs(after[y, x].astype(int) - color).max() < 60 for x, y in side]))

@@ -83,6 +83,7 @@ class Measured:
     file_bytes: size of the ONNX file.   ratio, ratio_spread: see the module; the spread is None below two rounds.
     stages_ms: medians of preprocess, run and decode within the end-to-end frames.
     samples, dropped: samples taken and samples that a slow canary disqualified.
+    per_round_ms: round -> median of the runtime in the counted sample of that round.
     """
 
     label: str
@@ -100,6 +101,7 @@ class Measured:
     file_bytes: int
     samples: int
     dropped: int
+    per_round_ms: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,22 @@ class BenchResult:
             if entry.label == label:
                 return entry
         raise KeyError(label)
+
+    def compare(
+        self, base: str, label: str, draws: int = 1000, seed: int = 0
+    ) -> tuple[float, tuple[float, float] | None]:
+        """Median latency of `base` over that of `label`, and its 95 % interval from draws of the rounds that both have
+        (None below MIN_ROUNDS of them)."""
+        a, b = self[base], self[label]
+        ratio = a.runtime.median_ms / b.runtime.median_ms
+        shared = sorted(a.per_round_ms.keys() & b.per_round_ms.keys())
+        if len(shared) < MIN_ROUNDS:
+            return ratio, None
+        pairs = np.array([(a.per_round_ms[r], b.per_round_ms[r]) for r in shared])
+        drawn = np.random.default_rng(seed).integers(0, len(pairs), (draws, len(pairs)))
+        medians = np.median(pairs[drawn], axis=1)
+        low, high = np.percentile(medians[:, 0] / medians[:, 1], [2.5, 97.5])
+        return ratio, (min(float(low), ratio), max(float(high), ratio))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict per entry, ratios first, as the report's speed table takes them."""
@@ -383,6 +401,9 @@ def summarize(samples: Sequence[Sample], labels: Sequence[str]) -> tuple[list[di
             "ratio_spread": spread,
             "end_to_end_ratio": whole_ratio,
             "end_to_end_spread": whole_spread,
+            "per_round_ms": {
+                s.round: float(np.median(s.frames_ms)) for s in kept if (s.entry, s.kind) == (entry, RUNTIME)
+            },
             "samples": sum(sample.entry == entry for sample in samples),
             "dropped": sum(sample.entry == entry and not good for sample, good in zip(samples, quiet)),
         })  # fmt: skip

@@ -408,20 +408,16 @@ def _tiles(report: Report) -> list[dict[str, str]]:
     else:
         value = "" if speed is None else f"{fixed(max(speed, 1 / max(speed, 1e-9)), 2)}×"
     rows = report.speed or []
-    row = (
-        next((r for r in rows[1:] if r.ratio is not None and abs(r.ratio - speed) < 1e-3), None)
-        if speed is not None
-        else None
-    )
-    if row and rows[0].median_ms and row.median_ms:
-        spread = _span(row.ratio_spread)
-        note = f"median {fixed(rows[0].median_ms)} → {fixed(row.median_ms)} ms" + (
-            f"; ratio {spread}" if spread else ""
-        )
-    target = f"Speed on {report.result.target}" if report.result.target else "Speed"
+    target = report.result.target
+    by_label = {r.label: r for r in rows}
+    near = next((r for r in rows[1:] if r.ratio is not None and abs(r.ratio - (speed or 0)) < 1e-3), None)
+    mine = by_label.get(f"{report.result.variant} on {target}", near)
+    base = by_label.get(f"original on {target}", rows[0] if rows else None)
+    if mine and base and mine.median_ms and base.median_ms:
+        note = f"median {fixed(base.median_ms)} → {fixed(mine.median_ms)} ms"
     tiles.append(
         {
-            "name": target,
+            "name": f"Speed on {target}" if target else "Speed",
             "value": value,
             "word": word,
             "note": note,

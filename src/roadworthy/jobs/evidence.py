@@ -67,8 +67,7 @@ def gather(
     interval = judge.interval(best.predictions, seed)
     base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
     fastest = min((e for e in speed.entries if e.label.startswith("original on ")), key=lambda e: e.runtime.median_ms)
-    ratio = base.runtime.median_ms / mine.runtime.median_ms
-    spread = _spread(best, speed)
+    ratio, spread = speed.compare(base.label, mine.label)
     warnings = [w for s in searches for w in s.warnings] + list(speed.notes)
     if dataset.note:
         warnings.append(dataset.note)
@@ -135,16 +134,6 @@ def _proto(model: Model) -> onnx.ModelProto:
     return onnx.load_model_from_string(model.float_bytes())
 
 
-def _spread(best: Trial, speed: BenchResult) -> list[float] | None:
-    """Quartiles of original / candidate on the target, from the quartiles of both against the common baseline."""
-    base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
-    if mine.ratio_spread is None:
-        return None
-    if base.label == speed.entries[0].label:
-        return list(mine.ratio_spread)
-    return [mine.ratio_spread[0] / base.ratio, mine.ratio_spread[1] / base.ratio]
-
-
 # Budgets
 
 
@@ -170,13 +159,13 @@ def _accuracy_budget(judge: Judge, best: Trial, interval: Interval | None) -> di
     }
 
 
-def _speed_budget(best: Trial, ratio: float, spread: list[float] | None, resolution: float) -> dict[str, Any]:
+def _speed_budget(best: Trial, ratio: float, spread: tuple[float, float] | None, resolution: float) -> dict[str, Any]:
     return {
         "name": f"not slower than the original on {best.target}",
         "metric": "latency ratio",
         "limit": resolution,
         "measured": ratio,
-        "interval": spread,
+        "interval": None if spread is None else list(spread),
         "unit": "x",
         "direction": "at least",
         "verdict": "holds" if ratio >= resolution else "broken",
