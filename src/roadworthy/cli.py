@@ -106,7 +106,7 @@ _resume = click.option("--resume", is_flag=True, help="Go on after the last fini
     type=click.Choice((*TARGET_NAMES, "auto")),
     default="auto",
     show_default=True,
-    help="Where the model is to run; auto measures all and takes the fastest.",
+    help="Where the model is to run; auto measures all and takes the best of speed and size.",
 )
 @click.option(
     "--max-drop", type=float, default=0.5, show_default=True, help="Most points of mAP or top-1 that may be lost."
@@ -175,7 +175,10 @@ def _show_outcome(outcome: Any) -> None:
     for budget in report["budgets"]:
         sign = "at most" if budget.get("direction", "at most") == "at most" else "at least"
         told = f"{budget['measured']:.2f} {budget['unit']}, {sign} {budget['limit']:g}"
-        click.echo(f"budget {budget['name']}: {told}: {budget['verdict']}")
+        low, high = budget.get("interval") or (budget["measured"], budget["measured"])
+        past = high > budget["limit"] if sign == "at most" else low < budget["limit"]
+        doubt = ", but the 95 % interval reaches past the limit" if past and budget["verdict"] == "holds" else ""
+        click.echo(f"budget {budget['name']}: {told}: {budget['verdict']}{doubt}")
     click.echo(f"wrote {outcome.folder}/model.onnx, report.html, report.json, recipe.yaml ({report['seconds']:.0f} s)")
 
 

@@ -43,10 +43,14 @@ class Calibration:
     ) -> dict[str, Statistics]:
         """Statistics of at least these values, with channel means of every unit's input.
 
-        Values already measured on this graph and these images are not measured again.
+        The first time, every value that any target would ask for is measured: what else is read from a runtime decides
+        what it fuses, so statistics taken for one target differ in the last bit from those taken for two.
         """
         key = cls._key(model, samples)
         known = cls._kept.get(key, {})
+        if not known:
+            every = [v for t in TARGETS.values() for v in place(model.ir, t).observed]
+            values = tuple(dict.fromkeys((*every, *values)))
         missing = [v for v in values if v not in known or not known[v].histogram]
         axes = {n: a for n, a in channel_axes(model).items() if n not in known or n in missing}
         if missing or axes:

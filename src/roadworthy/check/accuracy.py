@@ -44,6 +44,8 @@ SCORE_FLOOR = 0.01
 
 DRAWN, OWN = "labels drawn from the mirrored original", "the original's own probabilities"
 """What stands in for labels: of a detector, of a classifier."""
+EXACT_DB = 300.0
+"""What is said of outputs that are equal, and below zero of outputs that are not finite."""
 DRAWS = 5
 DRAW_FLOOR = 0.05
 """Detections below this are hardly ever objects, and there are very many of them."""
@@ -225,14 +227,17 @@ def drop(
 
 def output_sqnr_db(original: Predictions, candidate: Predictions) -> float:
     """Signal to quantization noise of raw outputs in dB: the worst output, over all images together."""
-    worst = np.inf
+    worst = EXACT_DB
     for name in original.raw[0]:
         signal = sum(float((a[name].astype(np.float64) ** 2).sum()) for a in original.raw)
         noise = sum(
             float(((a[name].astype(np.float64) - b[name]) ** 2).sum()) for a, b in zip(original.raw, candidate.raw)
         )
-        worst = min(worst, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
-    return float(worst)
+        if not np.isfinite(noise):
+            return -EXACT_DB
+        if noise:  # none at all is exact, also where the signal is zero
+            worst = min(worst, 10 * np.log10(max(signal, 1e-30) / noise))
+    return float(np.clip(worst, -EXACT_DB, EXACT_DB))
 
 
 def agreement(original: Predictions, candidate: Predictions, task: Task) -> dict[str, float]:

@@ -133,18 +133,18 @@ class BenchResult:
     def compare(
         self, base: str, label: str, draws: int = 1000, seed: int = 0
     ) -> tuple[float, tuple[float, float] | None]:
-        """Median latency of `base` over that of `label`, and its 95 % interval from draws of the rounds that both have
-        (None below MIN_ROUNDS of them)."""
+        """Median latency of `base` over that of `label` in the rounds that both have, and its 95 % interval from draws
+        of these rounds (None below MIN_ROUNDS of them)."""
         a, b = self[base], self[label]
-        ratio = a.runtime.median_ms / b.runtime.median_ms
         shared = sorted(a.per_round_ms.keys() & b.per_round_ms.keys())
         if len(shared) < MIN_ROUNDS:
-            return ratio, None
+            return a.runtime.median_ms / b.runtime.median_ms, None
         pairs = np.array([(a.per_round_ms[r], b.per_round_ms[r]) for r in shared])
         drawn = np.random.default_rng(seed).integers(0, len(pairs), (draws, len(pairs)))
         medians = np.median(pairs[drawn], axis=1)
         low, high = np.percentile(medians[:, 0] / medians[:, 1], [2.5, 97.5])
-        return ratio, (min(float(low), ratio), max(float(high), ratio))
+        whole = np.median(pairs, axis=0)
+        return float(whole[0] / whole[1]), (float(low), float(high))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict per entry, ratios first, as the report's speed table takes them."""

@@ -112,4 +112,4 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray], task: Task) -> 
         return float(np.abs(classify(a, task.decode) - classify(b, task.decode)).sum() / 2)
     noise = sum(float(((a[k] - b[k]).astype(np.float64) ** 2).sum()) for k in a)
     signal = sum(float((a[k].astype(np.float64) ** 2).sum()) for k in a)
-    return noise / max(signal, 1e-30)
+    return noise / max(signal, 1e-30) if np.isfinite(noise) else np.inf

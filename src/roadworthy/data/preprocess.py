@@ -169,7 +169,8 @@ class Preprocess:
             return np.ascontiguousarray(canvas), Geometry((in_w / w, in_h / h), (0.0, 0.0), (h, w))
         if self.resize == "crop":
             ratio = self.short_side / min(h, w) if self.short_side else max(in_h / h, in_w / w)
-            new_h, new_w = max(int(h * ratio), in_h), max(int(w * ratio), in_w)
+            # A short side of 256 is 256 whatever the ratio rounds to: 107 * (256 / 107) is just below.
+            new_h, new_w = max(int(h * ratio + 1e-6), in_h), max(int(w * ratio + 1e-6), in_w)
             top, left = round((new_h - in_h) / 2), round((new_w - in_w) / 2)
             resized = cv2.resize(image, (new_w, new_h), interpolation=interpolation)
             canvas = np.ascontiguousarray(resized[top : top + in_h, left : left + in_w])

@@ -26,6 +26,7 @@ from roadworthy.recipe import Fold
 
 ALIGN_IMAGES = 4
 PICTURES = 6
+FEW = 50
 EXACT_DB = 149.0
 """From here up `align` says that two tensors are equal; there is no noise to show."""
 SPEED_KEYS = ("label", "target", "median_ms", "p90_ms", "qps", "load_ms", "peak_mb", "file_bytes", "ratio",
@@ -71,7 +72,13 @@ def gather(
     warnings = [w for s in searches for w in s.warnings] + list(speed.notes)
     if dataset.note:
         warnings.append(dataset.note)
-    budgets = [_accuracy_budget(judge, best, interval), _speed_budget(best, ratio, spread, resolution)]
+    budgets = [_accuracy_budget(judge, best, interval), _speed_budget(best, ratio, spread, resolution, speed.quiet)]
+    if len(judge.samples) < FEW:
+        warnings.append(
+            f"only {len(judge.samples)} test images: the drop and its interval say little; give at least {FEW}"
+        )
+    if not judge.raw and judge.max_drop >= judge.original_value:
+        warnings.append("the budget is larger than the original's own score, so no model can break it")
     folded = Fold()(model, calibration)
     costs = {str(row["name"]): row for row in table_rows(inspect(_proto(folded)))}
     total = totals(inspect(_proto(folded)))
@@ -94,6 +101,7 @@ def gather(
             fastest.target,
             searches,
             size_ratio,
+            budgets,
         ),
         warnings=list(dict.fromkeys(warnings)),
         original={
@@ -159,7 +167,14 @@ def _accuracy_budget(judge: Judge, best: Trial, interval: Interval | None) -> di
     }
 
 
-def _speed_budget(best: Trial, ratio: float, spread: tuple[float, float] | None, resolution: float) -> dict[str, Any]:
+def _speed_budget(
+    best: Trial, ratio: float, spread: tuple[float, float] | None, resolution: float, quiet: bool
+) -> dict[str, Any]:
+    notes = []
+    if resolution <= ratio < 1:
+        notes.append("below 1 by no more than what this measurement can tell apart")
+    if not quiet:
+        notes.append("measured while the machine was busy: not a figure to quote")
     return {
         "name": f"not slower than the original on {best.target}",
         "metric": "latency ratio",
@@ -169,7 +184,7 @@ def _speed_budget(best: Trial, ratio: float, spread: tuple[float, float] | None,
         "unit": "x",
         "direction": "at least",
         "verdict": "holds" if ratio >= resolution else "broken",
-        "note": "below 1 by no more than what this measurement can tell apart" if resolution <= ratio < 1 else None,
+        "note": "; ".join(notes) or None,
     }
 
 
@@ -183,9 +198,12 @@ def _summary(
     best_runtime: str,
     searches: list[Search],
     size_ratio: float,
+    budgets: list[dict[str, Any]],
 ) -> list[str]:
     assert best.judgement is not None
-    lines = [f"{best.variant}, for {best.target}: {best.why.removeprefix('chosen: ')}."]
+    broken = [b["name"] for b in budgets if b["verdict"] == "broken"]
+    verdict = f"BROKEN: {', '.join(broken)}" if broken else "all budgets hold"
+    lines = [f"{best.variant}, for {best.target}: {verdict}."]
     for search in searches:
         for trial in search.trials:
             if trial.variant == "int8" and trial.ratio is not None and trial.ratio < 1 and trial is not best:
@@ -196,8 +214,9 @@ def _summary(
     if judge.raw:
         lines.append(f"Worst output: {best.judgement.value:.1f} dB signal to quantization noise.")
     elif interval is not None:
+        guess = "" if judge.reference.kind == "labels" else "Estimated without labels: "
         lines.append(
-            f"{judge.metric} {judge.original_value:.2f} -> {best.judgement.value:.2f}: drop {interval.drop:+.2f}"
+            f"{guess}{judge.metric} {judge.original_value:.2f} -> {best.judgement.value:.2f}: drop {interval.drop:+.2f}"
             f" points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
         )
     lines.append(f"{model.size:,} -> {len(best.data):,} bytes: {size_ratio:.2f}x smaller.")

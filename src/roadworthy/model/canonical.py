@@ -72,6 +72,12 @@ def _fix_sizes(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] | N
                 wanted[0] = 1
             space = (2, 3) if known[3] not in (1, 3) or known[1] in (1, 3) else (1, 2)
             for axis, size in zip(space, input_hw or (None, None)):
+                if size is not None and known[axis] not in (None, size):
+                    fixed = "x".join(str(known[a]) for a in reversed(space))
+                    raise InputError(
+                        f"{where}: the input {value.name!r} has the fixed size {fixed} (width x height),"
+                        f" not {(input_hw or (0, 0))[1]}x{(input_hw or (0, 0))[0]}; leave --size out"
+                    )
                 if size is not None:
                     wanted[axis] = size
             channel = 1 if space == (2, 3) else 3

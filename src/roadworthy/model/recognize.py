@@ -26,6 +26,9 @@ COCO_ANCHORS = {
 }  # fmt: skip
 
 
+_MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast")
+
+
 @dataclass(frozen=True)
 class Guess:
     """What a graph admits: one way to decode, and the preprocessings known for that family, the usual one first."""
@@ -111,7 +114,7 @@ def leaves(value: g.Value, limit: int = 64) -> list[Leaf]:
             continue
         if maker.op_type == "Concat":
             stack.extend(reversed([i for i in maker.inputs if i is not None]))
-        elif maker.op_type in ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"):
+        elif maker.op_type in _MOVES:
             if maker.inputs[0] is not None:
                 stack.append(maker.inputs[0])
         else:
@@ -130,6 +133,8 @@ def _joined(value: g.Value) -> list[Leaf]:
     found = []
     for part in maker.inputs:
         shape, made_by = g.static_shape(part), part.producer() if part is not None else None
+        while made_by is not None and made_by.op_type in _MOVES and made_by.inputs[0] is not None:
+            made_by = made_by.inputs[0].producer()
         if shape is None:
             return []
         found.append(Leaf(shape[axis], made_by.op_type if made_by is not None else ""))
@@ -139,7 +144,7 @@ def _joined(value: g.Value) -> list[Leaf]:
 def _behind_sigmoid(value: g.Value) -> bool:
     """Whether a Sigmoid was applied to an output, moves aside."""
     maker = value.producer()
-    while maker is not None and maker.op_type in ("Reshape", "Transpose", "Flatten", "Squeeze", "Identity"):
+    while maker is not None and maker.op_type in _MOVES:
         maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
     return maker is not None and maker.op_type in ("Sigmoid", "Sqrt", "Mul")
 
@@ -162,7 +167,7 @@ def _channels(value: g.Value | None) -> int:
 
 def _classifier(model: Model, classes: int) -> tuple[DecodeSpec, str] | None:
     maker = g.outputs(model.ir)[0].producer()
-    while maker is not None and maker.op_type in ("Flatten", "Reshape", "Squeeze", "Identity"):
+    while maker is not None and maker.op_type in _MOVES:
         maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
     logits = maker is None or maker.op_type not in ("Softmax", "Sigmoid")
     why = f"one score for each of {classes} classes, as {'logits' if logits else 'probabilities'}"
