@@ -453,3 +453,22 @@ def test_ctrl_c_before_anything_is_done_promises_nothing(
     monkeypatch.setattr("roadworthy.jobs.assess.load", interrupt)
     assert roadworthy(capfd, "inspect", "model.onnx").code == 130
     assert tree(here) == before
+
+
+def test_an_original_that_is_always_wrong_is_refused(here: Path):
+    """Labels in another order: nothing is left to lose, and a budget would hold whatever is done to the model."""
+    rows = Path("images/labels.csv").read_text().splitlines()
+    shifted = [rows[0]] + [f"{r.rsplit(',', 1)[0]},{(int(r.rsplit(',', 1)[1]) + 1) % 3}" for r in rows[1:]]
+    Path("images/labels.csv").write_text("\n".join(shifted))
+    with pytest.raises(InputError, match=r"the original itself reaches only top-1 0\.00"):
+        small(max_drop=100.0)
+    assert not Path("out").exists()
+
+
+def test_statistics_do_not_depend_on_the_target_that_asks_first(here: Path):
+    """What else is read decides what the runtime fuses, so all is read at once: replaying for one target after a
+    search on two must give the same bytes."""
+    ort, both = (small(f"out-{t}", target=t, max_drop=100.0) for t in ("ort", "auto"))
+    replayed = small("again", target="auto", recipe="out-ort/recipe.yaml")
+    assert model_bytes(replayed) == model_bytes(ort)
+    assert replayed.report["result"]["target"] == "ort" and both.exit_code == 0
