@@ -118,14 +118,16 @@ def test_openvino_computes_in_int8():
 
 
 def test_two_int8_layers_of_one_weight_agree_on_both_runtimes():
-    # OpenVINO 2026.4 errs by a tenth of the signal when the two read the same constant.
-    weights = {"w": rand(3, 3, 3, 3) / 4, "p": rand(3), "q": rand(3), "slope": rand(3, 1, 1)}
+    # OpenVINO 2026.4 folds a factor behind the last layer into the weights, and so into those of the others
+    # when they are the same constant: the result is off by a fifth of the signal.
+    weights = {"w": rand(3, 1, 3, 3) / 2, "p": rand(3), "q": rand(3), "slope": rand(3, 1, 1), "k": np.float32(1.5)}
     nodes = [
-        N("Conv", ["x", "w", "p"], ["a"], pads=[1, 1, 1, 1]),
+        N("Conv", ["x", "w", "p"], ["a"], pads=[1, 1, 1, 1], group=3),
         N("PRelu", ["a", "slope"], ["b"]),
-        N("Conv", ["b", "w", "q"], ["c"], pads=[1, 1, 1, 1]),
+        N("Conv", ["b", "w", "q"], ["c"], pads=[1, 1, 1, 1], group=3),
         N("Sigmoid", ["c"], ["d"]),
-        N("Conv", ["d", "w"], ["y"], pads=[1, 1, 1, 1]),
+        N("Conv", ["d", "w"], ["e"], pads=[1, 1, 1, 1], group=3),
+        N("Mul", ["e", "k"], ["y"]),
     ]
     model = load(build(nodes, weights))
     placement = place(model.ir, TARGETS["openvino"])

@@ -124,7 +124,8 @@ def _quantize_weights(ir: g.IrModel, encodings: Mapping[str, Encoding], constant
         if encoding is None or array is None:
             continue
         if not encoding.storage:
-            # OpenVINO (2026.4) computes wrong results when two int8 layers read one constant, so each gets a copy.
+            # OpenVINO (2026.4) folds factors behind a layer into its weights, and so into those of every layer that
+            # reads the same constant: each gets a copy.
             for k, (node, index) in enumerate([(use.node, use.idx) for use in value.uses()]):
                 own = name if not k else f"{name}{COPY}{node.name}"
                 stored = g.add_constant(ir, own + "/q", codes(array, encoding))
