@@ -17,7 +17,7 @@ Fine-tuned weights differ by design: align such a model with its own float form.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -205,7 +205,11 @@ def _computed(track: Track) -> Finding | None:
     return _gain(track, fit, finding) or _shift(track, fit, finding) or _rest(track, error, finding)
 
 
-def _rest(track: Track, error: Error, finding) -> Finding | None:  # type: ignore[no-untyped-def]
+Report = Callable[[str, str], Finding]
+"""(kind, text) -> the finding at the place that is being looked at."""
+
+
+def _rest(track: Track, error: Error, finding: Report) -> Finding | None:
     limit = LINEAR_LIMIT_DB if track.match.linear or track.rounded else EXACT_LIMIT_DB
     if error.sqnr_db > limit:
         return None
@@ -216,7 +220,7 @@ def _rest(track: Track, error: Error, finding) -> Finding | None:  # type: ignor
     )
 
 
-def _gain(track: Track, fit: Fit, finding) -> Finding | None:  # type: ignore[no-untyped-def]
+def _gain(track: Track, fit: Fit, finding: Report) -> Finding | None:
     """The whole layer, by the median slope of its channels; single channels, by their weights."""
     m = track.match
     slopes = fit.slope[fit.known]
@@ -245,7 +249,7 @@ def _gain(track: Track, fit: Fit, finding) -> Finding | None:  # type: ignore[no
     return None
 
 
-def _shift(track: Track, fit: Fit, finding) -> Finding | None:  # type: ignore[no-untyped-def]
+def _shift(track: Track, fit: Fit, finding: Report) -> Finding | None:
     m = track.match
     relative = np.abs(fit.shift[fit.known]) / np.maximum(fit.std[fit.known], 1e-12)
     weights = track.weights

@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..detect.detections import Detections
+from roadworthy.detect.boxes import iou_matrix
+from roadworthy.detect.detections import Detections
 
 Image = NDArray[np.uint8]  # H,W,3 blue, green, red
 Color = tuple[int, int, int]
@@ -114,15 +115,6 @@ def color_of(class_index: int) -> Color:
     hue = (55 + (class_index * 0.6180339887 % 1.0) * 245) / 360  # golden ratio: neighbours differ most
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.9, 0.62)[class_index % 2], (0.95, 0.78)[class_index // 2 % 2])
     return round(blue * 255), round(green * 255), round(red * 255)
-
-
-def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """IoU of each box of `a` (N, 4) with each of `b` (M, 4), corners; (N, M). Empty boxes overlap nothing."""
-    p, q = np.asarray(a, np.float64)[:, None], np.asarray(b, np.float64)[None]
-    sides = np.minimum(p[..., 2:], q[..., 2:]) - np.maximum(p[..., :2], q[..., :2])  # N,M,2
-    shared = sides.clip(min=0).prod(-1)
-    total = (p[..., 2:] - p[..., :2]).prod(-1) + (q[..., 2:] - q[..., :2]).prod(-1) - shared
-    return np.where(shared > 0, shared / np.maximum(total, 1e-12), 0.0)
 
 
 def match(original: Detections, compressed: Detections, iou_threshold: float = MATCH_IOU) -> Matching:
