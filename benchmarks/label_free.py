@@ -17,7 +17,7 @@ from roadworthy.check.judge import Judge
 from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.model.model import load
-from roadworthy.quantize.qdq import to_qdq
+from roadworthy.model.qdq import to_qdq
 from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe, StoreWeights
 from roadworthy.run.targets import TARGETS
 

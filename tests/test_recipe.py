@@ -14,8 +14,8 @@ from roadworthy.data.samples import Sample, Samples
 from roadworthy.detect.spec import DecodeSpec
 from roadworthy.errors import InputError
 from roadworthy.model.model import Model, load
+from roadworthy.model.qdq import to_qdq
 from roadworthy.model.task import Task
-from roadworthy.quantize.qdq import to_qdq
 from roadworthy.recipe import STEPS, Calibration, CorrectBias, Fold, Quantize, Recipe, StoreWeights, read_recipe
 
 RECIPE = Recipe((Fold(), Quantize("openvino", "kl", keep_float=("a", "b")), CorrectBias()), images=9, seed=4)

@@ -16,7 +16,7 @@ from roadworthy.check.moments import EXACT_DB, Centred, Moments
 from roadworthy.errors import InputError
 from roadworthy.model.encoding import Encoding
 from roadworthy.model.model import Model, load
-from roadworthy.quantize.qdq import to_qdq
+from roadworthy.model.qdq import to_qdq
 
 RNG = np.random.default_rng(5)
 W1 = RNG.normal(size=(6, 3, 3, 3)).astype(np.float32)

@@ -18,11 +18,11 @@ from roadworthy.data.preprocess import Preprocess
 from roadworthy.data.readers import read
 from roadworthy.detect.spec import DecodeSpec
 from roadworthy.model.model import Model, load
+from roadworthy.model.qdq import to_qdq
 from roadworthy.model.recognize import recognize
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
 from roadworthy.quantize.place import Placement
-from roadworthy.quantize.qdq import to_qdq
 from roadworthy.quantize.quantize import quantize_units
 from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe, StoreWeights
 

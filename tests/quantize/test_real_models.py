@@ -9,10 +9,10 @@ import pytest
 
 from roadworthy.model import graph as g
 from roadworthy.model.model import load
+from roadworthy.model.qdq import from_qdq, to_qdq
 from roadworthy.optimize import fold
 from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.place import place
-from roadworthy.quantize.qdq import from_qdq, to_qdq
 from roadworthy.quantize.quantize import activation_encodings, quantize_units
 from roadworthy.run.targets import TARGETS
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx_graphs import N, build, ort, rand
 from roadworthy.model.encoding import Encoding
 from roadworthy.model.model import Model, load
+from roadworthy.model.qdq import from_qdq, to_qdq
 from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.place import place
-from roadworthy.quantize.qdq import from_qdq, to_qdq
 from roadworthy.quantize.quantize import activation_encodings, quantize_units
 from roadworthy.run.targets import TARGETS
 

@@ -9,7 +9,7 @@ import pytest
 
 from roadworthy.data.samples import Samples
 from roadworthy.model.model import load
-from roadworthy.quantize.qdq import to_qdq
+from roadworthy.model.qdq import to_qdq
 from roadworthy.recipe import StoreWeights
 from roadworthy.run import openvino
 from roadworthy.run.ort import OrtRunner

@@ -8,12 +8,12 @@ from numpy.testing import assert_allclose
 
 from onnx_graphs import N, build, ort, rand
 from roadworthy.model import graph as g
-from roadworthy.model.encoding import Encoding, QuantSpec
+from roadworthy.model.encoding import Encoding, QuantSpec, narrow_codes
 from roadworthy.model.model import Model, load
 from roadworthy.model.units import units
 from roadworthy.quantize.bias import channel_axes, correct_bias
 from roadworthy.quantize.calibrate import calibrate
-from roadworthy.quantize.weights import codes, weight_encoding, widen_for_bias
+from roadworthy.quantize.weights import weight_encoding, widen_for_bias
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
@@ -25,7 +25,7 @@ def test_minmax_scales_per_channel(axis: int | None, bits: int):
     wanted = np.abs(w).max(others if axis is not None else None) / (2 ** (bits - 1) - 1)
     assert_allclose(encoding.scale, wanted, rtol=1e-6)
     assert not encoding.zero_point.any()
-    q = codes(w, encoding)
+    q = narrow_codes(w, encoding)
     assert q.min() == -encoding.qmax and q.max() <= encoding.qmax  # -128 is never used
     assert np.abs(encoding.dequantize(q) - w).max() <= 0.5001 * encoding.scale.max()
 
@@ -34,7 +34,7 @@ def test_mse_is_as_good_as_the_best_clip():
     w = np.random.default_rng(3).standard_t(3, size=(6, 200)).astype(np.float32)
     for bits in (4, 8):
         encoding = weight_encoding(w, QuantSpec(bits, True, 0, True, "mse"))
-        found = ((encoding.dequantize(codes(w, encoding)) - w) ** 2).sum(1)
+        found = ((encoding.dequantize(narrow_codes(w, encoding)) - w) ** 2).sum(1)
         for row, error in zip(w.astype(np.float64), found):
             top = 2 ** (bits - 1) - 1
             tried = []
@@ -47,14 +47,14 @@ def test_mse_is_as_good_as_the_best_clip():
 
 def test_the_lowest_code_is_never_used():
     encoding = Encoding(np.float32([0.01]), np.zeros(1, np.int64), 8, True, 0)
-    assert codes(np.float32([[-10, -1.28, -1.27, 10]]), encoding).tolist() == [[-127, -127, -127, 127]]
+    assert narrow_codes(np.float32([[-10, -1.28, -1.27, 10]]), encoding).tolist() == [[-127, -127, -127, 127]]
 
 
 def test_a_channel_of_zeros_and_a_spec_that_is_not_for_weights():
     w = rand(3, 4)
     w[1] = 0
     encoding = weight_encoding(w, QuantSpec(8, True, 0, True, "mse"))
-    assert (encoding.dequantize(codes(w, encoding))[1] == 0).all()
+    assert (encoding.dequantize(narrow_codes(w, encoding))[1] == 0).all()
     with pytest.raises(ValueError, match="symmetric and signed"):
         weight_encoding(w, QuantSpec())
 
@@ -106,7 +106,7 @@ def rounded(model: Model) -> bytes:
     encoding = model.encodings["w"]
     ir = g.clone(model.ir)
     (unit,) = units(ir)
-    g.set_constant(unit.weight, encoding.dequantize(codes(only_weight(model), encoding)))
+    g.set_constant(unit.weight, encoding.dequantize(narrow_codes(only_weight(model), encoding)))
     return g.to_bytes(ir)
 
 

@@ -13,9 +13,9 @@ import pytest
 from onnx_graphs import N, build, ort, rand
 from roadworthy.errors import UnsupportedError
 from roadworthy.model.model import load
+from roadworthy.model.qdq import to_qdq
 from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.place import place
-from roadworthy.quantize.qdq import to_qdq
 from roadworthy.quantize.quantize import activation_encodings, quantize_units
 from roadworthy.run import openvino
 from roadworthy.run.ort import with_outputs

@@ -192,7 +192,7 @@ _INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMul
 
 def has_integers(model: Model) -> bool:
     """Whether a model is quantized, in any form that files have: Q/DQ, stored weights, operators on integers."""
-    from roadworthy.quantize.qdq import has_qdq
+    from roadworthy.model.qdq import has_qdq
 
     return has_qdq(model) or any(n.op_type in _INTEGER_OPS for n in g.nodes(model.ir))
 

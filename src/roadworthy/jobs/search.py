@@ -25,10 +25,10 @@ from roadworthy.check.bench import Entry, bench
 from roadworthy.check.judge import Judge, Judgement, distance
 from roadworthy.data.samples import Samples
 from roadworthy.model.model import Model
+from roadworthy.model.qdq import to_qdq
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
 from roadworthy.quantize.place import multiplications
-from roadworthy.quantize.qdq import to_qdq
 from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe, StoreWeights
 from roadworthy.run.targets import TARGETS
 

@@ -120,6 +120,12 @@ class Encoding:
         return hash((self._kind, self.scale.tobytes(), self.zero_point.tobytes()))
 
 
+def narrow_codes(weight: NDArray, encoding: Encoding) -> NDArray:
+    """Integer codes of a weight in the narrow range -qmax..qmax, so that -x is exact."""
+    q = encoding.quantize(weight)
+    return np.maximum(q, -encoding.qmax).astype(encoding.dtype)
+
+
 def encoding_of_range(lo: float, hi: float, spec: QuantSpec) -> Encoding:
     """The per-tensor encoding that covers lo..hi; zero is always exactly representable, as padding needs it.
 

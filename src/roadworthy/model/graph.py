@@ -80,6 +80,11 @@ def constant(value: Value | None) -> NDArray | None:
     return None
 
 
+def is_read(value: Value) -> bool:
+    """Whether a node or the caller reads the value."""
+    return bool(list(value.uses())) or value.is_graph_output()
+
+
 def static_shape(value: Value | None) -> tuple[int, ...] | None:
     """The shape when every dimension is a known number, else None."""
     if value is None or value.shape is None:

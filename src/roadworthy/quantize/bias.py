@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.model import graph as g
+from roadworthy.model.encoding import narrow_codes
 from roadworthy.model.model import Model
 from roadworthy.model.units import Unit, units
 from roadworthy.quantize.statistics import Statistics
-from roadworthy.quantize.weights import codes
 
 
 def channel_axes(model: Model) -> dict[str, int]:
@@ -52,7 +52,7 @@ def correct_bias(model: Model, statistics: Mapping[str, Statistics]) -> Model:
         weight = g.constant(unit.weight)
         if encoding is None or weight is None or gathered is None or _axis(unit) is None:
             continue
-        rounding = encoding.dequantize(codes(weight, encoding)).astype(np.float64) - weight
+        rounding = encoding.dequantize(narrow_codes(weight, encoding)).astype(np.float64) - weight
         shift = mean_shift(unit, rounding, gathered.channel_mean)
         _add_to_bias(ir, unit, -shift)
     return model.with_ir(ir, "correct bias")

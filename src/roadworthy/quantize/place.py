@@ -87,16 +87,11 @@ def passes_through(node: g.Node, target: Target) -> bool:
     if node.op_type not in target.passthrough_ops:
         return False
     if node.op_type == "MaxPool":  # its second output counts positions, which are no codes
-        return len(node.outputs) < 2 or not is_read(node.outputs[1])
+        return len(node.outputs) < 2 or not g.is_read(node.outputs[1])
     if node.op_type == "Resize":  # a cubic overshoots the range of its input, a crop invents values
         cropped = g.attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
         return not cropped and g.attribute(node, "mode", "nearest") in ("nearest", "linear")
     return True
-
-
-def is_read(value: g.Value) -> bool:
-    """Whether a node or the caller reads the value."""
-    return bool(list(value.uses())) or value.is_graph_output()
 
 
 def _behind_relu(node: g.Node, target: Target) -> g.Node | None:
@@ -214,7 +209,7 @@ def _wanted(
             origin = str(activation_inputs(node)[0].name)
             wanted.add(origin)
             for value in node.outputs:
-                if is_read(value):
+                if g.is_read(value):
                     wanted.add(str(value.name))
                     share[str(value.name)] = origin
             continue

@@ -43,12 +43,6 @@ def weight_encoding(weight: NDArray, spec: QuantSpec) -> Encoding:
     return Encoding(scale, np.zeros(len(scale), np.int64), spec.bits, True, spec.axis)
 
 
-def codes(weight: NDArray, encoding: Encoding) -> NDArray:
-    """Integer codes in the narrow range -qmax..qmax."""
-    q = encoding.quantize(weight)
-    return np.maximum(q, -encoding.qmax).astype(encoding.dtype)
-
-
 def widen_for_bias(encoding: Encoding, bias: NDArray | None, input_scale: float) -> Encoding:
     """Raise the scales of channels whose bias would not fit int32 at scale input_scale * weight scale.
 

@@ -14,9 +14,9 @@ from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, QuantSpec, encoding_of_range
 from roadworthy.model.model import Model, load
+from roadworthy.model.qdq import from_qdq, has_qdq, to_qdq
 from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.place import place
-from roadworthy.quantize.qdq import from_qdq, has_qdq, to_qdq
 from roadworthy.quantize.quantize import activation_encodings, quantize_units
 from roadworthy.run.targets import TARGETS
 

@@ -14,12 +14,10 @@ import numpy as np
 
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
-from roadworthy.model.encoding import Encoding
+from roadworthy.model.encoding import Encoding, narrow_codes
 from roadworthy.model.model import Model
 from roadworthy.model.task import METADATA_KEY
 from roadworthy.model.units import units
-from roadworthy.quantize.place import is_read
-from roadworthy.quantize.weights import codes
 
 SUFFIX = "/dq"
 RAW = "/raw"
@@ -44,7 +42,7 @@ def to_qdq(model: Model) -> bytes:
     for node in g.nodes(ir):
         if id(node) not in anchors and _has_codes(node.inputs, encodings):
             last = _relu_behind(node, encodings) or node
-            if _has_codes([v for v in last.outputs if is_read(v)], encodings):
+            if _has_codes([v for v in last.outputs if g.is_read(v)], encodings):
                 computes.update((id(node), id(last)))
     made_in_int8 = {str(v.name) for n in g.nodes(ir) if id(n) in computes for v in n.outputs}
     for name, value in list(g.values(ir).items()):
@@ -128,12 +126,12 @@ def _quantize_weights(ir: g.IrModel, encodings: Mapping[str, Encoding], constant
             # reads the same constant: each gets a copy.
             for k, (node, index) in enumerate([(use.node, use.idx) for use in value.uses()]):
                 own = name if not k else f"{name}{COPY}{node.name}"
-                stored = g.add_constant(ir, own + "/q", codes(array, encoding))
+                stored = g.add_constant(ir, own + "/q", narrow_codes(array, encoding))
                 dq = _dequantize([stored, *constants.pair(encoding)], own + SUFFIX, encoding.axis)
                 g.insert_first(ir, [dq])
                 node.replace_input_with(index, dq.outputs[0])
         else:
-            stored = g.add_constant(ir, name + "/q", codes(array, encoding))
+            stored = g.add_constant(ir, name + "/q", narrow_codes(array, encoding))
             # The rank of the scales tells the axis, also where it has length one.
             shape = () if encoding.axis is None else (-1, *[1] * (array.ndim - 1 - encoding.axis))
             scale = constants.get(np.asarray(encoding.scale).reshape(shape), "s/")
