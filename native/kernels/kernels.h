@@ -1,0 +1,163 @@
+// The kernel interface: plain structs and function pointers, no plan, no threads, no allocation.
+//
+// A kernel computes a range of its output. It may be called from several threads at once with disjoint ranges.
+// Semantics: docs/engine.md ("One arithmetic"). Every path of a kernel gives the same integers.
+//
+// Files: <group>_portable.cc, <group>_avx2.cc, <group>_avx512vnni.cc. They are compiled with different instruction sets, so
+// they share no inline function with external linkage and no template instance: everything in them is static or in an
+// anonymous namespace, and they include no header of the standard library that has inline code (cstdint, cstddef, cstring
+// and immintrin.h only).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace rw {
+
+enum class Isa : int { portable = 0, avx2 = 1, avx512vnni = 2 };
+
+// An image tensor: element (y, x, c) lies at data + y*row + x*pixel + c*sizeof(element). Steps are in bytes; a step of 0 broadcasts.
+struct Image {
+  void* data;
+  int64_t row, pixel;
+  int h, w, c;
+};
+
+enum class EpilogueKind : int { linear = 0, table = 1, poly = 2, real = 3 };
+
+// How accumulators become results; canonical (channel c at index c). All pointers may be unaligned and have exactly n entries.
+struct Epilogue {
+  EpilogueKind kind;
+  const int32_t* bias;     // integer form
+  const float* float_bias; // float form
+  const float* scale;
+  const int32_t* zero;
+  const float* out_scale;  // poly
+  const uint8_t* table;    // 256 entries
+  const float* poly;       // c0[32], c1[32], c2[32]
+  float poly_a, poly_b;
+  int lo, hi;
+  int unary;               // real: a Unary
+  float unary_a, unary_b;
+};
+
+// A dense convolution as a sum over taps: each tap reads k contiguous elements at x + tap[t]. A 1x1 convolution has one
+// tap. Where the pixels of a row are dense (pixel == cin elements, dilation 1), the op layer merges the kw taps of a row
+// into one of k = kw * cin, so that a stem on 3 channels does not waste lanes.
+//
+// Reading over the end: a kernel may read up to 64 bytes behind the last element of a tap (weights there are zero).
+// Writing: never beyond channel n of a pixel, and never another pixel's bytes.
+struct ConvShape {
+  int taps, k, n;         // n output channels
+  bool out_float;         // y is f32 (real), else u8
+};
+
+struct ConvWeights {      // canonical: w[n][taps][k], s8 or f32
+  const void* w;
+  Epilogue e;
+};
+
+struct ConvRun {
+  const uint8_t* x;        // the pixel that tap offset 0 of output pixel (0, 0) refers to
+  int64_t x_row, x_pixel;  // bytes from one output row / pixel to the next, in the input (stride included)
+  const int32_t* tap;      // taps byte offsets, may be negative
+  const void* packed;      // what pack() wrote, 64-byte aligned
+  void* y;
+  int64_t y_row, y_pixel;  // bytes
+  int out_w;               // output pixel m is (m / out_w, m % out_w)
+};
+
+// One path of a convolution kernel. `packed` holds weights and epilogue constants in the path's own order.
+struct ConvKernel {
+  size_t (*packed_bytes)(const ConvShape&);
+  void (*pack)(const ConvShape&, const ConvWeights&, void* packed);
+  void (*run)(const ConvShape&, const ConvRun&, int64_t pixel_begin, int64_t pixel_end);
+  int tile;                // pixels a range should be a multiple of
+};
+
+// Depthwise: weights w[kh][kw][c]; x is the pixel of tap (0, 0) of output pixel (0, 0): padding is already in the border.
+struct DepthwiseShape {
+  int kh, kw, sh, sw, dh, dw, c;
+  bool out_float;
+};
+
+struct DepthwiseRun {
+  const uint8_t* x;
+  int64_t x_row, x_pixel;  // bytes between neighbouring input rows / pixels (stride NOT included)
+  const void* packed;
+  void* y;
+  int64_t y_row, y_pixel;
+  int out_h, out_w;
+};
+
+struct DepthwiseKernel {
+  size_t (*packed_bytes)(const DepthwiseShape&);
+  void (*pack)(const DepthwiseShape&, const ConvWeights&, void* packed);
+  void (*run)(const DepthwiseShape&, const DepthwiseRun&, int row_begin, int row_end);  // output rows
+};
+
+// Winograd: dense 3x3, stride 1, dilation 1, float, x with a border of one pixel. A range counts tiles of `tile` x `tile` outputs.
+struct WinogradShape {
+  int cin, cout, out_h, out_w;
+};
+
+struct WinogradRun {
+  const float* x;          // pixel (-1, -1)
+  int64_t x_row, x_pixel;  // bytes
+  const void* packed;
+  float* y;
+  int64_t y_row, y_pixel;
+  void* scratch;           // scratch_bytes, private to the thread, 64-byte aligned
+};
+
+struct WinogradKernel {
+  int tile;                // 2 or 4
+  size_t (*packed_bytes)(const WinogradShape&);
+  void (*pack)(const WinogradShape&, const ConvWeights&, void* packed);   // canonical w[cout][3][3][cin]
+  size_t (*scratch_bytes)(const WinogradShape&);
+  void (*run)(const WinogradShape&, const WinogradRun&, int64_t tile_begin, int64_t tile_end);
+};
+
+struct AddParams { int za, zb, lo, hi; const float *ma, *mb; const int32_t* zero; };            // c entries each
+struct MulParams { int za, zb, zy, lo, hi; float m; };
+struct PoolParams { int kh, kw, sh, sw, pad_top, pad_left; bool count_padding; int zx, zy; const float* m; };
+struct LinearParams { const int32_t *row0, *row1; const float* wy; const int32_t *column0, *column1; const float* wx; };
+
+// Rows [begin, end) of y in every function below.
+using AddFn = void (*)(const Image& a, const Image& b, const Image& y, const AddParams&, int begin, int end);
+using MulFn = void (*)(const Image& a, const Image& b, const Image& y, const MulParams&, int begin, int end);
+using PoolFn = void (*)(const Image& x, const Image& y, const PoolParams&, int begin, int end);
+using NearestFn = void (*)(const Image& x, const Image& y, int element_bytes, const int32_t* row, const int32_t* column, int begin, int end);
+using LinearFn = void (*)(const Image& x, const Image& y, const LinearParams&, int begin, int end);
+using TableFn = void (*)(const Image& x, const Image& y, const uint8_t* table, int begin, int end);
+using GatherFn = void (*)(const Image& x, const Image& y, int element_bytes, const int32_t* index, int begin, int end);
+
+// A run of n elements with steps in elements; the op layer walks the outer dimensions.
+using QuantizeFn = void (*)(const float* x, int64_t x_step, uint8_t* y, int64_t y_step, int64_t n, float scale, int zero);
+using QuantizeRowFn = void (*)(const float* x, uint8_t* y, int64_t n, const float* scale, const int32_t* zero);  // per element
+using DequantizeFn = void (*)(const uint8_t* x, int64_t x_step, float* y, int64_t y_step, int64_t n, float scale, int zero);
+using DequantizeRowFn = void (*)(const uint8_t* x, float* y, int64_t n, const float* scale, const int32_t* zero);
+// A plane-wise image (3 planes of w floats per row) to interleaved codes: the usual network input.
+using QuantizePlanesFn = void (*)(const float* const* planes, int channels, uint8_t* y, int64_t y_pixel, int w, const float* scale, const int32_t* zero);
+using TransposeFn = void (*)(const void* x, int64_t x_row, void* y, int64_t y_row, int rows, int columns, int element_bytes);  // y[c][r] = x[r][c], steps in bytes
+using UnaryFn = void (*)(const float* x, float* y, int64_t n, int function, float a, float b);
+using BinaryFn = void (*)(const float* a, int64_t a_step, const float* b, int64_t b_step, float* y, int64_t n, int function, int unary, float ua, float ub);
+using SoftmaxFn = void (*)(const float* x, float* y, int64_t n);
+
+// Every kernel of one path. Where a path has none of its own, the row names the next simpler one.
+struct Kernels {
+  Isa isa;
+#define ROADWORTHY_KERNEL(name, type, avx2, avx512vnni) type name;
+#include "kernels.inc"
+#undef ROADWORTHY_KERNEL
+};
+
+const Kernels& kernels(Isa isa);
+
+#define ROADWORTHY_KERNEL(name, type, avx2, avx512vnni) \
+  extern const type name##_portable;                    \
+  extern const type name##_avx2;                        \
+  extern const type name##_avx512vnni;
+#include "kernels.inc"
+#undef ROADWORTHY_KERNEL
+
+}  // namespace rw
