@@ -129,7 +129,7 @@ def _cut_pixels(node: g.Node, full: tuple[int, ...], wanted: tuple[int, ...]) ->
         return int(stated[0]), int(stated[1])
     extra = g.attribute(node, "output_padding", (0, 0))
     total = [max(f + e - w, 0) for f, e, w in zip(full, extra, wanted)]
-    upper = [t // 2 if auto != "SAME_LOWER" else t - t // 2 for t in total]
+    upper = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
     return upper[0], upper[1]
 
 
