@@ -18,7 +18,7 @@ from roadworthy.model.encoding import Encoding
 from roadworthy.run.native.plan import ARENA, CONSTANT, F32, U8, Op
 from roadworthy.run.native.views import Map
 
-Form = Literal["image", "pixels", "rows", "flat", "free", "last"]
+Form = Literal["image", "pixels", "rows", "flat", "free", "last", "whole"]
 """How an operation wants an array of logical dims:
 
 image   (1,C,H,W) as (H,W,C), channels contiguous, in the arena, with a border where asked
@@ -27,6 +27,7 @@ rows    (..,K) as (1,P,K), K contiguous, in the arena
 flat    all elements in C order without gaps, as (1,1,n), in the arena
 free    any strides; all operands are merged to few dimensions together
 last    any strides, but the last dimension contiguous
+whole   any strides, all dimensions kept
 """
 
 Border = tuple[int, int, int, int]
@@ -73,13 +74,18 @@ class Array:
 
 @dataclass(eq=False)
 class Operand:
-    """An array as a step reads or writes it.   border: pixels around the image that are read.   dims: what it is
-    broadcast to, or None."""
+    """An array as a step reads or writes it.
+
+    border: pixels around the image that are read.   dims: what it is broadcast to, or None.
+    part: only this part of it.   inside: of a part: another step writes the whole, border and all, before.
+    """
 
     array: Array
     form: Form
     border: Border = NO_BORDER
     dims: tuple[int, ...] | None = None
+    part: Map | None = None
+    inside: bool = False
 
 
 @dataclass(eq=False)
@@ -140,16 +146,10 @@ class Network:
         return target
 
 
-def constant_array(name: str, data: NDArray) -> Array:
-    """A float32 constant, in C order in space 3."""
-    made = np.ascontiguousarray(data, np.float32)
-    return Array(name, made.shape or (1,), None, CONSTANT, 0, made.reshape(made.shape or (1,)))
-
-
-def image_dims(array: Array) -> tuple[int, int, int]:
-    """(H, W, C) of a logical (1,C,H,W)."""
-    _, c, h, w = array.dims
-    return h, w, c
+def constant_array(name: str, data: NDArray, encoding: Encoding | None = None) -> Array:
+    """A constant in C order in space 3: float32, or codes of an encoding."""
+    made = np.ascontiguousarray(data, np.float32 if encoding is None else np.uint8)
+    return Array(name, made.shape or (1,), encoding, CONSTANT, 0, made.reshape(made.shape or (1,)))
 
 
 def is_image(dims: Sequence[int]) -> bool:

@@ -43,7 +43,7 @@ class Placement:
     places: dict[Array, tuple[Array, View]] = field(default_factory=dict)
     order: dict[Array, View] = field(default_factory=dict)
     makers: dict[Array, list[Step | Link]] = field(default_factory=dict)
-    written: dict[Array, list[Array]] = field(default_factory=dict)
+    written: dict[Array, list[Array | None]] = field(default_factory=dict)
 
     def root(self, array: Array) -> Array:
         return self.places[array][0]
@@ -70,7 +70,9 @@ class Placement:
 
     def may_have_border(self, root: Array) -> bool:
         """Whoever writes into a buffer also fills its border, so everything written there must be whole pixels."""
-        return root.space == ARENA and self.layouts[root].image and all(self.aligned(a) for a in self.written[root])
+        return root.space == ARENA and self.layouts[root].image and all(
+            a is not None and self.aligned(a) for a in self.written[root]
+        )
 
 
 def place(network: Network) -> Placement:
@@ -116,17 +118,29 @@ def _located(made: Placement) -> bool:
     made.written = {a: [] for a in arrays if a not in made.host}
     for item in made.network.items:
         if isinstance(item, Step):
-            made.written[made.root(item.output.array)].append(item.output.array)
+            if not item.output.inside:
+                whole = item.output.part is None
+                made.written[made.root(item.output.array)].append(item.output.array if whole else None)
         elif not made.hosted(item):
-            made.written[made.root(item.target)].append(_copied_into(item))
             if _needs_a_middle(made, item):
                 return False
+            made.written[made.root(item.target)].append(_copied(made, item))
     return True
 
 
-def _copied_into(link: Link) -> Array:
-    """What a copy writes: its target, or for a part of a Concat the whole of it as far as borders are concerned."""
-    return link.target
+def _copied(made: Placement, link: Link) -> Array | None:
+    """The array whose border a copy fills: the target, or its source where that is a range of its channels."""
+    if link.backward is None:
+        return link.target
+    root, target = made.places[link.target]
+    part = link.backward(target)
+    if part is None:
+        return link.target
+    if not is_image(part.dims):
+        return None
+    probe = Array("", part.dims, link.target.encoding)
+    made.places[probe] = (root, part)
+    return probe
 
 
 def _locate(made: Placement, array: Array) -> tuple[Array, View]:
@@ -222,6 +236,11 @@ def _pixel(c: int, dtype: int) -> int:
 
 def adapt(operand: Operand, view: View) -> View | None:
     """The view as the operation wants it (dims of the operation, not of the graph); None where it cannot be had."""
+    if operand.part is not None:
+        part = operand.part(view)
+        if part is None:
+            return None
+        view = part
     if operand.dims is not None and operand.dims != view.dims:
         view = expand(view, operand.dims)
     if operand.form in ("image", "pixels"):
@@ -237,7 +256,7 @@ def _fits(operand: Operand, view: View) -> bool:
     own = adapt(operand, view)
     if own is None:
         return False
-    if operand.form in ("pixels", "free"):
+    if operand.form in ("pixels", "free", "whole"):
         return True
     return own.dims[-1] == 1 or own.strides[-1] == 1
 
