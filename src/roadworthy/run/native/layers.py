@@ -1,4 +1,4 @@
-"""Layers: units become CONV and DEPTHWISE, in integers or in float, with everything behind the sum as their epilogue."""
+"""Layers: units become CONV and DEPTHWISE, in integers or in float, with what follows as epilogue."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from roadworthy.errors import UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, narrow_codes
 from roadworthy.model.units import Unit
@@ -26,7 +27,6 @@ from roadworthy.run.arithmetic import (
     weights_codes,
     windows,
 )
-from roadworthy.errors import UnsupportedError
 from roadworthy.run.native.focus import space_to_depth_source
 from roadworthy.run.native.network import NO_BORDER, Array, Border, Operand
 from roadworthy.run.native.plan import Op, float_bits

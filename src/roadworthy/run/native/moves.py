@@ -175,7 +175,9 @@ def _through(
     """Two links with the split and reordered dims between them, so that a copy, if one is needed, has dims for it."""
     outer = tuple(inner[k] for k in order)
     middle = Array(f"{out.name}.blocks", outer, x.encoding)
-    tr.link(x, middle, then(shaped(inner), ordered(order)), then(ordered(inverse(order)), shaped(x.dims)), str(out.name))
+    tr.link(
+        x, middle, then(shaped(inner), ordered(order)), then(ordered(inverse(order)), shaped(x.dims)), str(out.name)
+    )
     _moved(tr, out, middle, shaped(shape_of(out)), shaped(outer))
 
 

@@ -35,7 +35,9 @@ def unary(tr: Translator, function: Function, x: Array, name: str, dims: Sequenc
     form = elementwise_form(dims)
     numbers = (function.code, float_bits(function.a), float_bits(function.b))
     source = Operand(x, form, dims=_broadcast(x, dims))
-    return tr.network.step(Op.UNARY, [source], Operand(Array(name, dims, None, like=(x,)), form), numbers, (), name, True)
+    return tr.network.step(
+        Op.UNARY, [source], Operand(Array(name, dims, None, like=(x,)), form), numbers, (), name, True
+    )
 
 
 def binary(tr: Translator, pair: str, a: Array, b: Array, dims: Sequence[int], name: str) -> Array:

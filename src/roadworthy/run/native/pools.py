@@ -7,10 +7,10 @@ import numpy as np
 from roadworthy.model import graph as g
 from roadworthy.run.arithmetic import Operation, average_constants, linear_taps, nearest_pixels, windows
 from roadworthy.run.arithmetic.operations import reduced_axes
+from roadworthy.run.native.moves import shaped
 from roadworthy.run.native.network import Array, Operand, is_image
 from roadworthy.run.native.plan import Op
 from roadworthy.run.native.translate import Translator, shape_of, unsupported
-from roadworthy.run.native.moves import shaped
 
 
 def _image(tr: Translator, node: g.Node, x: Array) -> Array:

@@ -7,7 +7,7 @@ codes where it is made. Values that only move stay codes until a float operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
