@@ -10,6 +10,7 @@ from roadworthy.run.arithmetic.epilogue import is_u8 as is_u8
 from roadworthy.run.arithmetic.epilogue import pre_activation as pre_activation
 from roadworthy.run.arithmetic.epilogue import unit_bias as unit_bias
 from roadworthy.run.arithmetic.epilogue import unit_epilogue as unit_epilogue
+from roadworthy.run.arithmetic.epilogue import unit_scale as unit_scale
 from roadworthy.run.arithmetic.epilogue import weights_codes as weights_codes
 from roadworthy.run.arithmetic.functions import BINARY as BINARY
 from roadworthy.run.arithmetic.functions import NONE as NONE

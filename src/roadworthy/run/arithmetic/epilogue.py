@@ -190,6 +190,11 @@ def _ratio(scale: F32, target: Encoding) -> F32:
     return (scale.astype(np.float64) / target.scale.astype(np.float64)).astype(np.float32)
 
 
+def unit_scale(unit: Unit, encodings: Mapping[str, Encoding]) -> F32:
+    """scale[c] = s_x s_w[c]: what one step of an integer unit's accumulator is worth."""
+    return _bias_and_scale(unit, encodings[str(unit.input.name)], encodings[str(unit.weight.name)])[1]
+
+
 def _bias_and_scale(unit: Unit, source: Encoding, weight: Encoding) -> tuple[I32, F32]:
     channels = _channels(unit)
     s_x = np.broadcast_to(source.scale, channels) if source.axis is not None else source.scale
