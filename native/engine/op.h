@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/error.h"
@@ -42,6 +43,8 @@ class Operation {
   double cost = 0;             // nanoseconds on one core, very roughly: short operations are not cut
   int64_t macs = 0;
   size_t weight_bytes = 0;
+  size_t scratch_bytes = 0;    // that each thread needs; the executor provides the largest of all
+  std::vector<uint8_t*> scratch;  // per thread, 64-byte aligned
 };
 
 // An operation of the plan with everything that is needed to check and to make it.

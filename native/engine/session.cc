@@ -63,10 +63,19 @@ Session::Session(Bytes file, const Options& options) : kernels_(kernels(choose_i
     codes_of_op_.push_back(op_name(op.code));
     operations_.push_back(std::move(made));
   }
+  share_scratch(threads);
   for (auto& op : operations_) tasks_.push_back({this, op.get(), chunks_of(*op, threads)});
   for (auto& task : tasks_) steps_.push_back({&run_task, &task, task.chunks});
   find_codes(plan);
   pool_ = std::make_unique<Pool>(threads, static_cast<int>(std::max<size_t>(steps_.size(), 1)), options.pin || flag("ROADWORTHY_PIN"));
+}
+
+void Session::share_scratch(int threads) {
+  size_t most = 0;
+  for (const auto& op : operations_) most = std::max(most, (op->scratch_bytes + kLine - 1) / kLine * kLine);
+  scratch_ = Buffer(most * static_cast<size_t>(threads));
+  for (auto& op : operations_)
+    for (int i = 0; i < threads; i++) op->scratch.push_back(scratch_.data() + most * static_cast<size_t>(i));
 }
 
 // Only what operations read from the data section is kept: the tensors in space 3, each stretch once.

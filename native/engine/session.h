@@ -70,6 +70,7 @@ class Session {
     int chunks;
   };
 
+  void share_scratch(int threads);
   void copy_constants(const Plan& plan);
   View view_of(const Plan& plan, int tensor) const;
   void find_codes(const Plan& plan);
@@ -80,7 +81,7 @@ class Session {
   const Kernels& kernels_;
   std::vector<Port> inputs_, outputs_;
   std::string text_;
-  Buffer arena_, constants_;
+  Buffer arena_, constants_, scratch_;
   std::vector<std::pair<int64_t, int64_t>> pieces_;   // of the data section: begin, place in constants_ (sorted)
   std::vector<uint8_t*> bases_;
   std::vector<std::unique_ptr<Operation>> operations_;
