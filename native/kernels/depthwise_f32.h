@@ -86,7 +86,7 @@ template <int K, int S, bool Full> struct Slide {
         const int from = j - out_w + 1;
 #pragma GCC unroll 4
         for (int s = 0; s < S; s++, x += x_pixel)
-          if (S * (A - 1) + s < K) column<true>(open, w, x, x_row, n, s, from);
+          if (S * from + s < K) column<true>(open, w, x, x_row, n, s, from);
       }
       if (j >= A - 1) {
         store_some(y, open[A - 1], n, Full);
