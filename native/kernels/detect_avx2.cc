@@ -7,45 +7,47 @@
 namespace rw {
 namespace {
 
-struct Halves {
-  unsigned overlap, above, below, certain;
+struct Mask {
+  __m256 maybe, above;
 };
+
+inline Mask compare(const BoxArrays& s, int64_t box, int64_t at) {
+  const __m256 w = _mm256_sub_ps(_mm256_min_ps(_mm256_broadcast_ss(s.x2 + box), _mm256_loadu_ps(s.x2 + at)),
+                                 _mm256_max_ps(_mm256_broadcast_ss(s.x1 + box), _mm256_loadu_ps(s.x1 + at)));
+  const __m256 h = _mm256_sub_ps(_mm256_min_ps(_mm256_broadcast_ss(s.y2 + box), _mm256_loadu_ps(s.y2 + at)),
+                                 _mm256_max_ps(_mm256_broadcast_ss(s.y1 + box), _mm256_loadu_ps(s.y1 + at)));
+  const __m256 shared = _mm256_mul_ps(_mm256_max_ps(w, _mm256_setzero_ps()), h);  // a negative h is below any bound
+  const __m256 sum = _mm256_add_ps(_mm256_broadcast_ss(s.bound + box), _mm256_loadu_ps(s.bound + at));
+  return {_mm256_cmp_ps(shared, sum, _CMP_GT_OQ), _mm256_cmp_ps(shared, _mm256_mul_ps(sum, _mm256_set1_ps(kCertain)), _CMP_GT_OQ)};
+}
 
 inline unsigned bits(__m256 mask) { return static_cast<unsigned>(_mm256_movemask_ps(mask)); }
 
-inline Halves compare(const BoxArrays& s, int64_t box, int64_t at, Band limits) {
-  const __m256 zero = _mm256_setzero_ps();
-  __m256 w = _mm256_sub_ps(_mm256_min_ps(_mm256_set1_ps(s.x2[box]), _mm256_loadu_ps(s.x2 + at)),
-                           _mm256_max_ps(_mm256_set1_ps(s.x1[box]), _mm256_loadu_ps(s.x1 + at)));
-  __m256 h = _mm256_sub_ps(_mm256_min_ps(_mm256_set1_ps(s.y2[box]), _mm256_loadu_ps(s.y2 + at)),
-                           _mm256_max_ps(_mm256_set1_ps(s.y1[box]), _mm256_loadu_ps(s.y1 + at)));
-  __m256 overlap = _mm256_and_ps(_mm256_cmp_ps(w, zero, _CMP_GT_OQ), _mm256_cmp_ps(h, zero, _CMP_GT_OQ));
-  if (s.label) {
-    __m256i same = _mm256_cmpeq_epi32(_mm256_set1_epi32(s.label[box]), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s.label + at)));
-    overlap = _mm256_and_ps(overlap, _mm256_castsi256_ps(same));
-  }
-  __m256 shared = _mm256_mul_ps(w, h);
-  __m256 both = _mm256_sub_ps(_mm256_add_ps(_mm256_set1_ps(s.area[box]), _mm256_loadu_ps(s.area + at)), shared);
-  __m256 certain = _mm256_and_ps(_mm256_cmp_ps(shared, _mm256_set1_ps(kSmallest), _CMP_GT_OQ),
-                                 _mm256_cmp_ps(both, _mm256_set1_ps(kLargest), _CMP_LT_OQ));
-  __m256 above = _mm256_cmp_ps(shared, _mm256_mul_ps(_mm256_set1_ps(limits.high), both), _CMP_GT_OQ);
-  __m256 below = _mm256_cmp_ps(shared, _mm256_mul_ps(_mm256_set1_ps(limits.low), both), _CMP_LT_OQ);
-  return {bits(overlap), bits(above), bits(below), bits(certain)};
+inline unsigned same_label(const BoxArrays& s, int64_t box, int64_t at) {
+  const __m256i label = _mm256_set1_epi32(s.label[box]);
+  const __m256i* labels = reinterpret_cast<const __m256i*>(s.label + at);
+  return bits(_mm256_castsi256_ps(_mm256_cmpeq_epi32(label, _mm256_loadu_si256(labels)))) |
+         bits(_mm256_castsi256_ps(_mm256_cmpeq_epi32(label, _mm256_loadu_si256(labels + 1)))) << 8;
 }
 
-int64_t suppress(const BoxArrays& s, int64_t box, double threshold, uint16_t* alive, int64_t begin, int64_t end) {
-  const Band limits = band(threshold);
+int64_t suppress(const BoxArrays& s, const int32_t* boxes, int count, double threshold, uint16_t* alive, int64_t begin, int64_t end) {
+  if (!s.tame) return suppress_portable(s, boxes, count, threshold, alive, begin, end);
   int64_t cleared = 0;
   for (int64_t group = begin; group < end; ++group) {
-    if (!alive[group]) continue;
-    Halves a = compare(s, box, group * 16, limits), b = compare(s, box, group * 16 + 8, limits);
-    unsigned overlap = (a.overlap | b.overlap << 8) & alive[group];
-    if (!overlap) continue;
-    unsigned certain = (a.certain | b.certain << 8) & overlap;
-    unsigned above = (a.above | b.above << 8) & certain, below = (a.below | b.below << 8) & certain;
-    above |= exact_bits(s, box, group, overlap & ~(above | below), threshold);
-    alive[group] = static_cast<uint16_t>(alive[group] & ~above);
-    cleared += __builtin_popcount(above);
+    const unsigned before = alive[group];
+    unsigned live = before;
+    for (int k = 0; k < count; ++k) {
+      const int64_t box = boxes[k];
+      const Mask a = compare(s, box, group * 16), b = compare(s, box, group * 16 + 8);
+      unsigned maybe = (bits(a.maybe) | bits(b.maybe) << 8) & live;
+      if (!maybe) continue;
+      if (s.label) maybe &= same_label(s, box, group * 16);
+      unsigned above = (bits(a.above) | bits(b.above) << 8) & maybe;
+      if (above != maybe) above |= exact_bits(s, box, group, maybe & ~above, threshold);
+      live &= ~above;
+    }
+    alive[group] = static_cast<uint16_t>(live);
+    cleared += __builtin_popcount(before ^ live);
   }
   return cleared;
 }

@@ -12,34 +12,32 @@
 namespace rw {
 namespace {
 
-int64_t suppress(const BoxArrays& s, int64_t box, double threshold, uint16_t* alive, int64_t begin, int64_t end) {
-  const Band limits = band(threshold);
-  const __m512 x1 = _mm512_set1_ps(s.x1[box]), y1 = _mm512_set1_ps(s.y1[box]), x2 = _mm512_set1_ps(s.x2[box]), y2 = _mm512_set1_ps(s.y2[box]);
-  const __m512 area = _mm512_set1_ps(s.area[box]), zero = _mm512_setzero_ps();
-  const __m512 low = _mm512_set1_ps(limits.low), high = _mm512_set1_ps(limits.high);
-  const __m512 smallest = _mm512_set1_ps(kSmallest), largest = _mm512_set1_ps(kLargest);
-  const __m512i label = _mm512_set1_epi32(s.label ? s.label[box] : 0);
+int64_t suppress(const BoxArrays& s, const int32_t* boxes, int count, double threshold, uint16_t* alive, int64_t begin, int64_t end) {
+  if (!s.tame) return suppress_portable(s, boxes, count, threshold, alive, begin, end);
+  const __m512 zero = _mm512_setzero_ps(), raise = _mm512_set1_ps(kCertain);
   int64_t cleared = 0;
   for (int64_t group = begin; group < end; ++group) {
-    const __mmask16 live = alive[group];
-    if (!live) continue;
+    const unsigned before = alive[group];
+    if (!before) continue;
     const int64_t at = group * 16;
-    __m512 w = _mm512_sub_ps(_mm512_min_ps(x2, _mm512_loadu_ps(s.x2 + at)), _mm512_max_ps(x1, _mm512_loadu_ps(s.x1 + at)));
-    __m512 h = _mm512_sub_ps(_mm512_min_ps(y2, _mm512_loadu_ps(s.y2 + at)), _mm512_max_ps(y1, _mm512_loadu_ps(s.y1 + at)));
-    __mmask16 overlap = _mm512_mask_cmp_ps_mask(live, w, zero, _CMP_GT_OQ);
-    overlap = _mm512_mask_cmp_ps_mask(overlap, h, zero, _CMP_GT_OQ);
-    if (s.label) overlap = _mm512_mask_cmpeq_epi32_mask(overlap, label, _mm512_loadu_si512(s.label + at));
-    if (!overlap) continue;
-    __m512 shared = _mm512_mul_ps(w, h);
-    __m512 both = _mm512_sub_ps(_mm512_add_ps(area, _mm512_loadu_ps(s.area + at)), shared);
-    __mmask16 certain = _mm512_mask_cmp_ps_mask(overlap, shared, smallest, _CMP_GT_OQ);
-    certain = _mm512_mask_cmp_ps_mask(certain, both, largest, _CMP_LT_OQ);
-    unsigned above = _mm512_mask_cmp_ps_mask(certain, shared, _mm512_mul_ps(high, both), _CMP_GT_OQ);
-    unsigned below = _mm512_mask_cmp_ps_mask(certain, shared, _mm512_mul_ps(low, both), _CMP_LT_OQ);
-    unsigned ask = overlap & ~(above | below);
-    if (ask) above |= exact_bits(s, box, group, ask, threshold);
-    alive[group] = static_cast<uint16_t>(live & ~above);
-    cleared += __builtin_popcount(above);
+    const __m512 x1 = _mm512_loadu_ps(s.x1 + at), y1 = _mm512_loadu_ps(s.y1 + at), x2 = _mm512_loadu_ps(s.x2 + at), y2 = _mm512_loadu_ps(s.y2 + at);
+    const __m512 bound = _mm512_loadu_ps(s.bound + at);
+    unsigned live = before;
+    for (int k = 0; k < count; ++k) {
+      const int64_t box = boxes[k];
+      const __m512 w = _mm512_sub_ps(_mm512_min_ps(x2, _mm512_set1_ps(s.x2[box])), _mm512_max_ps(x1, _mm512_set1_ps(s.x1[box])));
+      const __m512 h = _mm512_sub_ps(_mm512_min_ps(y2, _mm512_set1_ps(s.y2[box])), _mm512_max_ps(y1, _mm512_set1_ps(s.y1[box])));
+      const __m512 shared = _mm512_mul_ps(_mm512_max_ps(w, zero), h);  // a negative h is below any bound
+      const __m512 sum = _mm512_add_ps(bound, _mm512_set1_ps(s.bound[box]));
+      unsigned maybe = _mm512_cmp_ps_mask(shared, sum, _CMP_GT_OQ) & live;
+      if (!maybe) continue;
+      if (s.label) maybe = _mm512_mask_cmpeq_epi32_mask(static_cast<__mmask16>(maybe), _mm512_set1_epi32(s.label[box]), _mm512_loadu_si512(s.label + at));
+      unsigned above = _mm512_mask_cmp_ps_mask(static_cast<__mmask16>(maybe), shared, _mm512_mul_ps(sum, raise), _CMP_GT_OQ);
+      if (above != maybe) above |= exact_bits(s, box, group, maybe & ~above, threshold);
+      live &= ~above;
+    }
+    alive[group] = static_cast<uint16_t>(live);
+    cleared += __builtin_popcount(before ^ live);
   }
   return cleared;
 }

@@ -1,28 +1,16 @@
 // What the files of the detection kernels share; in an anonymous namespace, as each is compiled for its own instruction set.
 //
-// IoU is decided in float64 (detect/boxes.py). The fast paths decide in float32 and ask `exact_above` only where float32 cannot
-// tell. With u = 2^-24: a side is off by u, so intersection I and areas by 3u; the union U = (A + B) - I by 4u(A + B) + 3u I + u U,
-// which is at most 12u U, since A + B = U + I and I <= U. Threshold and product add 2u, so `I > t U` can only be wrong where
-// I / U is within 17u of t. The band below is 64u.
+// IoU is decided in float64 (detect/boxes.py). The fast paths decide in float32 and ask `exact_bits` only where float32 cannot
+// tell. I / (A + B - I) > t is I > (A + B) * t / (1 + t). With u = 2^-24 a side is off by u, so I and each area by 3u; the
+// factor and its product add 2u, the sum u: the two sides of the comparison are off by at most 9u. BoxArrays.bound is lowered
+// by 64u: below the sum of two bounds the answer is no for certain, and above that sum raised by 128u it is yes.
 #pragma once
 #include "kernels.h"
 
 namespace rw {
 namespace {
 
-// Below it a product may have lost bits to underflow, above it a sum may have overflowed: then float32 decides nothing.
-constexpr float kSmallest = 1e-30f, kLargest = 1e37f;
-
-struct Band {
-  float low, high;  // I < low * U: below for certain; I > high * U: above for certain
-};
-
-inline Band band(double threshold) {
-  const double width = 1.0 / (1 << 18);
-  if (threshold == 0) return {0.0f, 0.0f};                       // any overlap is above
-  if (threshold < 1e-6) return {0.0f, 3.4e38f};                  // products would underflow: always ask
-  return {static_cast<float>(threshold * (1 - width)), static_cast<float>(threshold * (1 + width))};
-}
+constexpr float kCertain = 1.0f + 1.0f / (1 << 17);
 
 inline double larger(double a, double b) { return a > b ? a : b; }
 inline double smaller(double a, double b) { return a < b ? a : b; }

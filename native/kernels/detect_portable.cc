@@ -6,26 +6,29 @@
 namespace rw {
 namespace {
 
-int64_t suppress(const BoxArrays& s, int64_t box, double threshold, uint16_t* alive, int64_t begin, int64_t end) {
-  const Band limits = band(threshold);
-  const float x1 = s.x1[box], y1 = s.y1[box], x2 = s.x2[box], y2 = s.y2[box], area = s.area[box];
+int64_t suppress(const BoxArrays& s, const int32_t* boxes, int count, double threshold, uint16_t* alive, int64_t begin, int64_t end) {
   int64_t cleared = 0;
   for (int64_t group = begin; group < end; ++group) {
-    if (!alive[group]) continue;
-    unsigned above = 0, ask = 0;
-    for (int lane = 0; lane < 16; ++lane) {
-      int64_t j = group * 16 + lane;
-      float w = (x2 < s.x2[j] ? x2 : s.x2[j]) - (x1 > s.x1[j] ? x1 : s.x1[j]);
-      float h = (y2 < s.y2[j] ? y2 : s.y2[j]) - (y1 > s.y1[j] ? y1 : s.y1[j]);
-      if (!(w > 0 && h > 0) || (s.label && s.label[j] != s.label[box])) continue;
-      float shared = w * h, both = (area + s.area[j]) - shared;
-      bool certain = shared > kSmallest && both < kLargest;
-      if (certain && shared > limits.high * both) above |= 1u << lane;
-      else if (!(certain && shared < limits.low * both)) ask |= 1u << lane;
+    const unsigned before = alive[group];
+    unsigned live = before;
+    for (int k = 0; k < count && live; ++k) {
+      const int64_t box = boxes[k];
+      const float x1 = s.x1[box], y1 = s.y1[box], x2 = s.x2[box], y2 = s.y2[box], bound = s.bound[box];
+      unsigned above = 0, ask = 0;
+      for (int lane = 0; lane < 16; ++lane) {
+        const int64_t j = group * 16 + lane;
+        if (s.label && s.label[j] != s.label[box]) continue;
+        const float w = (x2 < s.x2[j] ? x2 : s.x2[j]) - (x1 > s.x1[j] ? x1 : s.x1[j]);
+        const float h = (y2 < s.y2[j] ? y2 : s.y2[j]) - (y1 > s.y1[j] ? y1 : s.y1[j]);
+        const float shared = (w > 0 ? w : 0) * h, sum = bound + s.bound[j];
+        if (s.tame && !(shared > sum)) continue;
+        if (s.tame && shared > sum * kCertain) above |= 1u << lane;
+        else ask |= 1u << lane;
+      }
+      live &= ~(above | exact_bits(s, box, group, ask & live, threshold));
     }
-    above = (above | exact_bits(s, box, group, ask & alive[group], threshold)) & alive[group];
-    alive[group] = static_cast<uint16_t>(alive[group] & ~above);
-    cleared += __builtin_popcount(above);
+    alive[group] = static_cast<uint16_t>(live);
+    cleared += __builtin_popcount(before ^ live);
   }
   return cleared;
 }

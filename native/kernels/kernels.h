@@ -145,13 +145,15 @@ using SoftmaxFn = void (*)(const float* x, float* y, int64_t n);
 
 // Detection (native/detect). Boxes best first, as arrays padded to whole groups of 16; `alive` has a bit per box, 16 to a group.
 struct BoxArrays {
-  const float *x1, *y1, *x2, *y2, *area;
+  const float *x1, *y1, *x2, *y2;
+  const float* bound;      // area * t / (1 + t) * (1 - 2^-18) for the threshold t: IoU > t only if intersection > bound + bound
   const int32_t* label;    // boxes of different labels never meet; null: all have one
+  bool tame;               // `bound` holds: no product of coordinates can underflow or overflow in float32
 };
 
-// Clears the alive bits of all boxes in groups [begin, end) whose IoU with `box` is above the threshold, decided as in float64
-// (detect/boxes.py); returns how many it cleared.
-using SuppressFn = int64_t (*)(const BoxArrays&, int64_t box, double threshold, uint16_t* alive, int64_t begin, int64_t end);
+// Clears the alive bits of all boxes in groups [begin, end) whose IoU with one of `count` boxes is above the threshold, decided
+// as in float64 (detect/boxes.py); returns how many it cleared.
+using SuppressFn = int64_t (*)(const BoxArrays&, const int32_t* boxes, int count, double threshold, uint16_t* alive, int64_t begin, int64_t end);
 // Indices of the elements that are not below the threshold (so NaN is among them), ascending; returns their number. `index` has n + 16 entries.
 using ScanFn = int64_t (*)(const float* x, int64_t n, float threshold, int32_t* index);
 // Pixels through a table per channel: y[i * y_pixel + c] = table[c][x[3 * i + c]], three channels; tables of 256 one after another.
