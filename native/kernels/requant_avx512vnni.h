@@ -1,0 +1,85 @@
+// From accumulators to codes, 64 at a time (AVX-512 with VBMI). Included by kernel files of that path only.
+//
+// Two packs and a packus interleave four vectors of accumulators within 128-bit lanes:
+//
+//     byte 16 L + 4 j + i  of the result  =  lane 4 L + i of vector j        L, j, i in 0..3
+//
+// so weights and constants are stored in the order that makes this the natural one.
+// Multiplications and additions are separate intrinsics; the build forbids contraction (-ffp-contract=off).
+#pragma once
+// gcc 12 takes the deliberately undefined values of its own intrinsics for uninitialized variables.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace rw {
+namespace {
+
+#define RW_INLINE static inline __attribute__((always_inline))
+
+// The head of a packed block: what all channels share.
+struct alignas(64) RequantHead {
+  int32_t kind, lo, hi, unary;
+  float unary_a, unary_b, poly_a, poly_b;
+  uint8_t pad[32];
+  uint8_t table[256];
+  float poly[96];  // c0, c1, c2
+};
+
+// Constants of the channels at hand, in the order of the accumulators.
+struct RequantChannels {
+  const float* scale;
+  const float* out_scale;
+  const int16_t* zero;  // as _mm512_packs_epi32 orders them: 32 per pair of vectors
+};
+
+RW_INLINE __m512 requant_poly(const RequantHead& h, __m512 v) {
+  __m512 t = _mm512_add_ps(_mm512_mul_ps(v, _mm512_set1_ps(h.poly_a)), _mm512_set1_ps(h.poly_b));
+  t = _mm512_min_ps(_mm512_max_ps(t, _mm512_setzero_ps()), _mm512_set1_ps(31.0f));
+  const __m512i i = _mm512_cvttps_epi32(t);
+  const __m512 c0 = _mm512_permutex2var_ps(_mm512_load_ps(h.poly), i, _mm512_load_ps(h.poly + 16));
+  const __m512 c1 = _mm512_permutex2var_ps(_mm512_load_ps(h.poly + 32), i, _mm512_load_ps(h.poly + 48));
+  const __m512 c2 = _mm512_permutex2var_ps(_mm512_load_ps(h.poly + 64), i, _mm512_load_ps(h.poly + 80));
+  return _mm512_add_ps(_mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(c2, v), c1), v), c0);
+}
+
+// One vector of accumulators to integers, in front of the zero point. `j` is the vector's place in the block.
+template <EpilogueKind kind>
+RW_INLINE __m512i requant_round(const RequantHead& h, const RequantChannels& c, __m512i acc, int j) {
+  __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(c.scale + 16 * j));
+  if (kind == EpilogueKind::poly) v = _mm512_mul_ps(requant_poly(h, v), _mm512_load_ps(c.out_scale + 16 * j));
+  return _mm512_cvtps_epi32(v);  // half to even, the default rounding mode
+}
+
+// Two vectors to 32 int16 with the zero point, saturating.
+template <EpilogueKind kind>
+RW_INLINE __m512i requant_pair(const RequantHead& h, const RequantChannels& c, __m512i a, int ja, __m512i b, int jb) {
+  const __m512i q = _mm512_packs_epi32(requant_round<kind>(h, c, a, ja), requant_round<kind>(h, c, b, jb));
+  return _mm512_adds_epi16(q, _mm512_load_si512(c.zero + 32 * (ja / 2)));
+}
+
+// Two such pairs to 64 codes.
+template <EpilogueKind kind>
+RW_INLINE __m512i requant_codes(const RequantHead& h, __m512i p, __m512i q) {
+  const __m512i codes = _mm512_packus_epi16(p, q);
+  if (kind == EpilogueKind::linear)
+    return _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8(static_cast<char>(h.lo))),
+                           _mm512_set1_epi8(static_cast<char>(h.hi)));
+  if (kind == EpilogueKind::table) {
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(h.table), codes, _mm512_load_si512(h.table + 64));
+    const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(h.table + 128), codes, _mm512_load_si512(h.table + 192));
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+  }
+  return codes;
+}
+
+}  // namespace
+}  // namespace rw
