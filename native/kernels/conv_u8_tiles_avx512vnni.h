@@ -25,6 +25,15 @@ struct Block {
   bool whole;       // every channel of the block is valid
 };
 
+// Pixels at equal distances: `tiles` tiles, each a step behind the one before it. Within a tile the pixels may lie anywhere.
+constexpr int kMostPixels = 12;
+
+struct Strip {
+  const uint8_t* x[kMostPixels];
+  uint8_t* y[kMostPixels];
+  int64_t tiles, x_step, y_step;
+};
+
 // The intrinsic makes gcc copy accumulators around; the instruction itself does not.
 #define RW_DOT(acc, x, w) asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w))
 #define RW_FOUR(p) _mm512_set1_epi32(*reinterpret_cast<const int32_unaligned*>(p))
@@ -142,7 +151,7 @@ RW_INLINE void finish_1(const Block& b, uint8_t* y0, __m512i a0, uint8_t* y1, __
 #define RW_ACC(m, j) __m512i a##m##_##j = _mm512_load_si512(b.bias + 16 * j);
 #define RW_WEIGHT(m, j) const __m512i w##j = _mm512_load_si512(w + 64 * j);
 #define RW_MAC(m, j) RW_DOT(a##m##_##j, four, w##j);
-#define RW_POINTER(m) const uint8_t* const x##m = x[m];
+#define RW_POINTER(m) const uint8_t* const x##m = strip.x[m];
 
 #define RW_START_1(m) RW_VECTORS_1(RW_ACC, m)
 #define RW_START_2(m) RW_VECTORS_2(RW_ACC, m)
@@ -152,21 +161,26 @@ RW_INLINE void finish_1(const Block& b, uint8_t* y0, __m512i a0, uint8_t* y1, __
 #define RW_STEP_2(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_2(RW_MAC, m) }
 #define RW_STEP_3(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_3(RW_MAC, m) }
 #define RW_STEP_4(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_4(RW_MAC, m) }
-#define RW_FINISH_1(m0, m1, m2, m3) finish_1<kind>(b, y[m0], a##m0##_0, y[m1], a##m1##_0, y[m2], a##m2##_0, y[m3], a##m3##_0);
-#define RW_FINISH_2(m0, m1) finish_2<kind>(b, y[m0], a##m0##_0, a##m0##_1, y[m1], a##m1##_0, a##m1##_1);
-#define RW_FINISH_3(m) finish_3<kind>(b, y[m], a##m##_0, a##m##_1, a##m##_2);
-#define RW_FINISH_4(m) finish_4<kind>(b, y[m], a##m##_0, a##m##_1, a##m##_2, a##m##_3);
+#define RW_FINISH_1(m0, m1, m2, m3) finish_1<kind>(b, y[m0] + y_at, a##m0##_0, y[m1] + y_at, a##m1##_0, y[m2] + y_at, a##m2##_0, y[m3] + y_at, a##m3##_0);
+#define RW_FINISH_2(m0, m1) finish_2<kind>(b, y[m0] + y_at, a##m0##_0, a##m0##_1, y[m1] + y_at, a##m1##_0, a##m1##_1);
+#define RW_FINISH_3(m) finish_3<kind>(b, y[m] + y_at, a##m##_0, a##m##_1, a##m##_2);
+#define RW_FINISH_4(m) finish_4<kind>(b, y[m] + y_at, a##m##_0, a##m##_1, a##m##_2, a##m##_3);
 
-#define RW_TILE(pixels, vectors, groups)                                                                  \
-  template <EpilogueKind kind>                                                                            \
-  void tile_##pixels##x##vectors(const Block& b, const uint8_t* const* x, uint8_t* const* y) {            \
-    RW_PIXELS_##pixels(RW_POINTER) RW_PIXELS_##pixels(RW_START_##vectors) const int8_t* w = b.w;          \
-    const int32_t* const last = b.tap + b.taps;                                                           \
-    for (const int32_t* tap = b.tap; tap != last; ++tap)                                                  \
-      for (int64_t at = *tap, end = at + b.depth; at < end; at += 4, w += 64 * vectors) {                 \
-        RW_VECTORS_##vectors(RW_WEIGHT, 0) RW_PIXELS_##pixels(RW_STEP_##vectors)                          \
-      }                                                                                                   \
-    groups##_##pixels(RW_FINISH_##vectors)                                                                \
+#define RW_TILE(pixels, vectors, groups)                                                                             \
+  template <EpilogueKind kind>                                                                                       \
+  void tile_##pixels##x##vectors(const Block& block, const Strip& strip) {                                           \
+    const Block b = block; /* a copy that stores through y cannot change */                                          \
+    uint8_t* const* const y = strip.y;                                                                               \
+    RW_PIXELS_##pixels(RW_POINTER) const int32_t* const last = b.tap + b.taps;                                       \
+    int64_t x_at = 0, y_at = 0;                                                                                      \
+    for (int64_t tile = strip.tiles; tile > 0; --tile, x_at += strip.x_step, y_at += strip.y_step) {                 \
+      RW_PIXELS_##pixels(RW_START_##vectors) const int8_t* w = b.w;                                                  \
+      for (const int32_t* tap = b.tap; tap != last; ++tap)                                                           \
+        for (int64_t at = *tap + x_at, end = at + b.depth; at < end; at += 4, w += 64 * vectors) {                   \
+          RW_VECTORS_##vectors(RW_WEIGHT, 0) RW_PIXELS_##pixels(RW_STEP_##vectors)                                   \
+        }                                                                                                            \
+      groups##_##pixels(RW_FINISH_##vectors)                                                                         \
+    }                                                                                                                \
   }
 
 RW_TILE(6, 4, RW_SINGLES)
@@ -178,9 +192,7 @@ RW_TILE(1, 2, RW_PAIRS)
 RW_TILE(12, 1, RW_QUADS)
 RW_TILE(1, 1, RW_QUADS)
 
-constexpr int kMostPixels = 12;
-
-using TileFn = void (*)(const Block&, const uint8_t* const*, uint8_t* const*);
+using TileFn = void (*)(const Block&, const Strip&);
 
 struct TileShape {
   int pixels;

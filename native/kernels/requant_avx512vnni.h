@@ -38,7 +38,7 @@ struct alignas(64) RequantHead {
 struct RequantChannels {
   const float* scale;
   const float* out_scale;
-  const int16_t* zero;  // as _mm512_packs_epi32 orders them: 32 per pair of vectors
+  const int32_t* zero;
 };
 
 RW_INLINE __m512 requant_poly(const RequantHead& h, __m512 v) {
@@ -51,19 +51,19 @@ RW_INLINE __m512 requant_poly(const RequantHead& h, __m512 v) {
   return _mm512_add_ps(_mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(c2, v), c1), v), c0);
 }
 
-// One vector of accumulators to integers, in front of the zero point. `j` is the vector's place in the block.
+// One vector of accumulators to integers with the zero point. `j` is the vector's place in the block. The zero point is added
+// in 32 bits, where nothing saturates yet: the result is the same, and vpaddd runs beside vpdpbusd where vpaddsw takes its turn.
 template <EpilogueKind kind>
 RW_INLINE __m512i requant_round(const RequantHead& h, const RequantChannels& c, __m512i acc, int j) {
   __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(c.scale + 16 * j));
   if (kind == EpilogueKind::poly) v = _mm512_mul_ps(requant_poly(h, v), _mm512_load_ps(c.out_scale + 16 * j));
-  return _mm512_cvtps_epi32(v);  // half to even, the default rounding mode
+  return _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_load_si512(c.zero + 16 * j));  // half to even, the default mode
 }
 
-// Two vectors to 32 int16 with the zero point, saturating.
+// Two vectors to 32 int16, saturating.
 template <EpilogueKind kind>
 RW_INLINE __m512i requant_pair(const RequantHead& h, const RequantChannels& c, __m512i a, int ja, __m512i b, int jb) {
-  const __m512i q = _mm512_packs_epi32(requant_round<kind>(h, c, a, ja), requant_round<kind>(h, c, b, jb));
-  return _mm512_adds_epi16(q, _mm512_load_si512(c.zero + 32 * (ja / 2)));
+  return _mm512_packs_epi32(requant_round<kind>(h, c, a, ja), requant_round<kind>(h, c, b, jb));
 }
 
 // Two such pairs to 64 codes.
