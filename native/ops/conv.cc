@@ -27,7 +27,7 @@ int winograd_tile(const ConvSpec& c, int forced) {
 }
 
 Buffer packed_buffer(const Source& s, size_t bytes, size_t taken) {
-  if (bytes > s.weight_limit || taken > s.weight_limit - bytes) s.refuse("takes the packed weights over 4 GiB");
+  if (bytes > s.weight_limit || taken > s.weight_limit - bytes) s.refuse("takes the packed weights over what is allowed");
   return Buffer(bytes);
 }
 
