@@ -1,7 +1,8 @@
 """ONNX operators in NumPy, float32 in and out: `OPERATORS[op_type](node, inputs) -> outputs`.
 
 Functions of one value are not here: `arithmetic.function_of_node` knows them. Pairs follow the engine's float32
-sequences bit for bit; sums of products and averages are taken in float64 and rounded once. Operators that only move values take codes as well.
+sequences bit for bit; sums of products and averages are taken in float64 and rounded once. Operators that only move
+values take codes as well.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from roadworthy.run.native.network import NO_BORDER, Array, Border, Link, Network, Operand, Step, is_image
-from roadworthy.run.native.plan import ARENA, F32, INPUT, Op
+from roadworthy.run.native.plan import ARENA, F32, Op
 from roadworthy.run.native.views import View, by_stride, contiguous, expand, inverse, reshape, transpose
 
 _IMAGE_ORDER = (0, 2, 3, 1)
@@ -70,8 +70,10 @@ class Placement:
 
     def may_have_border(self, root: Array) -> bool:
         """Whoever writes into a buffer also fills its border, so everything written there must be whole pixels."""
-        return root.space == ARENA and self.layouts[root].image and all(
-            a is not None and self.aligned(a) for a in self.written[root]
+        return (
+            root.space == ARENA
+            and self.layouts[root].image
+            and all(a is not None and self.aligned(a) for a in self.written[root])
         )
 
 
@@ -108,7 +110,11 @@ def _located(made: Placement) -> bool:
         made.makers.setdefault(item.output.array if isinstance(item, Step) else item.target, []).append(item)
     arrays: dict[Array, None] = dict.fromkeys([*made.network.inputs, *made.network.outputs])
     for item in made.network.items:
-        pair = [*(o.array for o in item.inputs), item.output.array] if isinstance(item, Step) else [item.source, item.target]
+        pair = (
+            [*(o.array for o in item.inputs), item.output.array]
+            if isinstance(item, Step)
+            else [item.source, item.target]
+        )
         arrays.update(dict.fromkeys(pair))
     before = len(made.failed)
     for array in arrays:
@@ -119,7 +125,7 @@ def _located(made: Placement) -> bool:
     for item in made.network.items:
         if isinstance(item, Step):
             if not item.output.inside:
-                whole = item.output.part is None
+                whole = item.output.part is None and item.output.form in ("image", "pixels")
                 made.written[made.root(item.output.array)].append(item.output.array if whole else None)
         elif not made.hosted(item):
             if _needs_a_middle(made, item):
@@ -342,6 +348,3 @@ def _needs_a_middle(made: Placement, link: Link) -> bool:
     step = Step(Op.COPY, [Operand(link.source, "free")], Operand(middle, "free"), name=link.name)
     made.network.items[at : at + 1] = [step, Link(middle, link.target, link.forward, link.backward, link.name)]
     return True
-
-
-__all__ = ["INPUT", "Layout", "Placement", "adapt", "copy_views", "place"]
