@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from roadworthy.run.arithmetic import NONE, Operation, requant_table
 from roadworthy.run.native.focus import slice_ranges
 from roadworthy.run.native.network import Array, Operand, constant_array, is_image
 from roadworthy.run.native.plan import Op
-from roadworthy.run.native.translate import Translator, elementwise_form, same, shape_of, unsupported
+from roadworthy.run.native.translate import Translator, elementwise_form, shape_of, unsupported
 from roadworthy.run.native.views import Map, View, inverse, reshape, take, transpose
 
 
@@ -125,7 +126,7 @@ def picked(tr: Translator, x: Array, axis: int, places: Sequence[int], name: str
     """The given places along an axis: one view if they are evenly spaced, a GATHER of channels, else part by part."""
     dims = tuple(len(places) if k == axis else d for k, d in enumerate(x.dims))
     y = Array(name, dims, x.encoding, like=(x,))
-    steps = {b - a for a, b in zip(places, places[1:])} or {1}
+    steps = {b - a for a, b in pairwise(places)} or {1}
     if len(steps) == 1 and min(steps) > 0:
         return tr.link(x, y, taken(axis, places[0], min(steps), len(places)), None, name)
     if axis == 1 and is_image(dims):
@@ -146,38 +147,27 @@ def picked(tr: Translator, x: Array, axis: int, places: Sequence[int], name: str
 
 def move_depth_to_space(tr: Translator, operation: Operation) -> None:
     node = operation.nodes[0]
-    x, out, b = _source(tr, node), node.outputs[0], g.attribute(node, "blocksize")
+    x, b = _source(tr, node), g.attribute(node, "blocksize")
     _, c, h, w = x.dims
-    inner: tuple[int, ...] = (b, b, c // b**2, h, w)
-    order: tuple[int, ...] = (2, 3, 0, 4, 1)
-    if g.attribute(node, "mode", "DCR") != "DCR":
-        inner, order = (c // b**2, b, b, h, w), (0, 3, 1, 4, 2)
-    outer = tuple(inner[k] for k in order)
-    forward = then(shaped(inner), ordered(order), shaped(shape_of(out)))
-    backward = then(shaped(outer), ordered(inverse(order)), shaped(x.dims))
-    _through(tr, out, x, inner, order, forward, backward)
+    if g.attribute(node, "mode", "DCR") == "DCR":
+        _through(tr, node.outputs[0], x, (b, b, c // b**2, h, w), (2, 3, 0, 4, 1))
+    else:
+        _through(tr, node.outputs[0], x, (c // b**2, b, b, h, w), (0, 3, 1, 4, 2))
 
 
 def move_space_to_depth(tr: Translator, operation: Operation) -> None:
     node = operation.nodes[0]
-    x, out, b = _source(tr, node), node.outputs[0], g.attribute(node, "blocksize")
+    x, b = _source(tr, node), g.attribute(node, "blocksize")
     _, c, h, w = x.dims
-    inner, order = (c, h // b, b, w // b, b), (2, 4, 0, 1, 3)
-    outer = tuple(inner[k] for k in order)
-    forward = then(shaped(inner), ordered(order), shaped(shape_of(out)))
-    backward = then(shaped(outer), ordered(inverse(order)), shaped(x.dims))
-    _through(tr, out, x, inner, order, forward, backward)
+    _through(tr, node.outputs[0], x, (c, h // b, b, w // b, b), (2, 4, 0, 1, 3))
 
 
-def _through(
-    tr: Translator, out: g.Value, x: Array, inner: tuple[int, ...], order: tuple[int, ...], forward: Map, backward: Map
-) -> None:
+def _through(tr: Translator, out: g.Value, x: Array, inner: tuple[int, ...], order: tuple[int, ...]) -> None:
     """Two links with the split and reordered dims between them, so that a copy, if one is needed, has dims for it."""
     outer = tuple(inner[k] for k in order)
     middle = Array(f"{out.name}.blocks", outer, x.encoding)
-    tr.link(
-        x, middle, then(shaped(inner), ordered(order)), then(ordered(inverse(order)), shaped(x.dims)), str(out.name)
-    )
+    back = then(ordered(inverse(order)), shaped(x.dims))
+    tr.link(x, middle, then(shaped(inner), ordered(order)), back, str(out.name))
     _moved(tr, out, middle, shaped(shape_of(out)), shaped(outer))
 
 
@@ -293,6 +283,3 @@ def _pad_by_index(
     out = node.outputs[0]
     y = Array(str(out.name), tuple(dims), x.encoding)
     tr.settle(out, tr.network.step(Op.RESIZE_NEAREST, [Operand(x, "image")], Operand(y, "image"), (), tables, y.name))
-
-
-__all__ = ["concat", "pad", "same"]

@@ -2,8 +2,8 @@
 
 Every link is first a wish. Walking backwards, the inputs of a Concat (and what is reshaped into a result) are hosted by
 what they become part of; everything else that only changes places is hosted by what it comes from. An array that nobody
-hosts is a root: it gets a buffer, laid out in the order of dimensions in which it comes to be. Then the views are worked
-out from the roots down. Where a view cannot be said in strides, or where an operation cannot write or read it (channels
+hosts is a root: it gets a buffer, laid out in the order of dimensions in which it comes to be. Then the views are found
+from the roots down. Where a view cannot be said in strides, or where an operation cannot write or read it (channels
 not contiguous, no border around it), a copy takes the wish's place, and the views are worked out again.
 """
 
@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from roadworthy.run.native.network import NO_BORDER, Array, Border, Link, Network, Operand, Step, is_image
+from roadworthy.run.native.network import NO_BORDER, Array, Border, Form, Link, Network, Operand, Step, is_image
 from roadworthy.run.native.plan import ARENA, F32, Op
 from roadworthy.run.native.views import View, by_stride, contiguous, expand, inverse, reshape, transpose
 
@@ -250,7 +250,8 @@ def adapt(operand: Operand, view: View) -> View | None:
     if operand.dims is not None and operand.dims != view.dims:
         view = expand(view, operand.dims)
     if operand.form in ("image", "pixels"):
-        return View(*(tuple(t[k] for k in (2, 3, 1)) for t in (view.dims, view.strides)), view.offset)
+        dims, strides = view.dims, view.strides
+        return View((dims[2], dims[3], dims[1]), (strides[2], strides[3], strides[1]), view.offset)
     if operand.form == "rows":
         return reshape(view, (1, math.prod(view.dims[:-1]), view.dims[-1]))
     if operand.form == "flat":
@@ -290,7 +291,7 @@ def _readable(made: Placement, copies: dict[tuple[Array, str, tuple[int, ...]], 
                     key = (operand.array, operand.form, operand.dims or operand.array.dims)
                     if copies.get(key) not in done:
                         copies[key] = _private(operand)
-                        form = "pixels" if operand.form == "image" else "free"
+                        form: Form = "pixels" if operand.form == "image" else "free"
                         source = Operand(operand.array, form, NO_BORDER, operand.dims)
                         items.append(Step(Op.COPY, [source], Operand(copies[key], form), name=item.name))
                         done.add(copies[key])

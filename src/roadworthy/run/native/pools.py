@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from roadworthy.model import graph as g
-from roadworthy.run.arithmetic import Operation, average_constants, linear_taps, nearest_pixels, windows
+from roadworthy.run.arithmetic import Operation, Windows, average_constants, linear_taps, nearest_pixels, windows
 from roadworthy.run.arithmetic.operations import reduced_axes
 from roadworthy.run.native.moves import shaped
 from roadworthy.run.native.network import Array, Operand, is_image
@@ -19,6 +19,13 @@ def _image(tr: Translator, node: g.Node, x: Array) -> Array:
     return x
 
 
+def _check(node: g.Node, at: Windows, dims: tuple[int, ...]) -> None:
+    if at.dilations != (1, 1):
+        raise unsupported(node, "its window is dilated")
+    if dims[2:] != at.size:  # a shape inference that counts windows which begin behind the image
+        raise unsupported(node, f"with ceil_mode its size is {at.size}, but the graph states {dims[2:]}")
+
+
 def max_pool(tr: Translator, operation: Operation) -> None:
     node, out = operation.nodes[0], operation.output
     if len(node.outputs) > 1 and g.is_read(node.outputs[1]):
@@ -28,8 +35,7 @@ def max_pool(tr: Translator, operation: Operation) -> None:
         numbers = (x.dims[2], x.dims[3], 1, 1, 0, 0)
     else:
         at = windows(node, (x.dims[2], x.dims[3]), g.attribute(node, "kernel_shape"))
-        if at.dilations != (1, 1):
-            raise unsupported(node, "its window is dilated")
+        _check(node, at, shape_of(out))
         numbers = (*at.kernel, *at.strides, *at.pads_begin)
     y = Array(str(out.name), shape_of(out), x.encoding, like=(x,))
     tr.settle(out, tr.network.step(Op.MAXPOOL, [Operand(x, "image")], Operand(y, "image"), numbers, (), str(node.name)))
@@ -44,8 +50,7 @@ def average(tr: Translator, operation: Operation) -> None:
     x = _image(tr, node, tr.array(node.inputs[0]) if codes else tr.float_array(node.inputs[0]))
     if node.op_type == "AveragePool":
         at = windows(node, (x.dims[2], x.dims[3]), g.attribute(node, "kernel_shape"))
-        if at.dilations != (1, 1):
-            raise unsupported(node, "its window is dilated")
+        _check(node, at, shape_of(out))
         padded = any((*at.pads_begin, *at.pads_end))
         counts = int(bool(g.attribute(node, "count_include_pad", 0)) and padded)
         if counts and any(at.overhang):

@@ -1,7 +1,7 @@
 """Transposed convolutions, in float, as convolutions.
 
-y[:, :, s*i + k] sums x[i] * w[k]. Where kernel and stride are the same, no two windows meet: each of the kh*kw taps is a
-1x1 convolution that writes every s-th pixel. Otherwise x is spread out with zeros between its pixels, and the kernel,
+y[:, :, s*i + k] sums x[i] * w[k]. Where kernel and stride are the same, no two windows meet: each of the kh*kw taps is
+a 1x1 convolution that writes every s-th pixel. Otherwise x is spread out with zeros between its pixels, and the kernel,
 turned around, is convolved over it with stride 1.
 """
 
