@@ -123,6 +123,15 @@ RW_INLINE void multiply(Acc& a, const Acc& x, const __m512i* w) {
   a.a3 = _mm512_dpbusd_epi32(a.a3, x.a3, w[3]);
 }
 
+// Two accumulators share the loads of the weights, of which there are more than the CPU can deliver for one.
+RW_INLINE void multiply(Acc& a, const Acc& x, Acc& b, const Acc& y, const __m512i* w) {
+  const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 1), w2 = _mm512_load_si512(w + 2), w3 = _mm512_load_si512(w + 3);
+  a.a0 = _mm512_dpbusd_epi32(a.a0, x.a0, w0), b.a0 = _mm512_dpbusd_epi32(b.a0, y.a0, w0);
+  a.a1 = _mm512_dpbusd_epi32(a.a1, x.a1, w1), b.a1 = _mm512_dpbusd_epi32(b.a1, y.a1, w1);
+  a.a2 = _mm512_dpbusd_epi32(a.a2, x.a2, w2), b.a2 = _mm512_dpbusd_epi32(b.a2, y.a2, w2);
+  a.a3 = _mm512_dpbusd_epi32(a.a3, x.a3, w3), b.a3 = _mm512_dpbusd_epi32(b.a3, y.a3, w3);
+}
+
 // One column of a window: 4 rows for a pair of output rows, 3 for one (the fourth weight is zero, any byte will do).
 template <int rows>
 RW_INLINE Acc column(const Line& t, const uint8_t* p) {
@@ -131,69 +140,80 @@ RW_INLINE Acc column(const Line& t, const uint8_t* p) {
 }
 
 template <int rows, class F>
-RW_INLINE void window(const Line& t, const F& finish, int i, const Acc& left, const Acc& middle, const Acc& right) {
-  const __mmask64 mask = i + 1 == t.n ? t.last : t.mask;
-  uint8_t* y = t.y + i * t.y_step;
-  Acc upper = bias(*t.k);
-  multiply(upper, left, t.w), multiply(upper, middle, t.w + 4), multiply(upper, right, t.w + 8);
-  finish(upper, *t.k, y, mask);
-  if (rows == 2) {
-    Acc lower = bias(*t.k);
-    multiply(lower, left, t.w + 12), multiply(lower, middle, t.w + 16), multiply(lower, right, t.w + 20);
-    finish(lower, *t.k, y + t.y_row, mask);
+RW_INLINE void window(const Line& t, const F& finish, uint8_t* y, __mmask64 mask, const Acc& left, const Acc& middle, const Acc& right) {
+  for (int r = 0; r < rows; ++r) {
+    Acc a = bias(*t.k);
+    const __m512i* w = t.w + r * 12;
+    multiply(a, left, w), multiply(a, middle, w + 4), multiply(a, right, w + 8);
+    finish(a, *t.k, y + r * t.y_row, mask);
   }
 }
 
+// Windows (x0, x1, x2) and (y0, y1, y2), whose results go to y and y + y_step, both whole.
+template <int rows, class F>
+RW_INLINE void windows(const Line& t, const F& finish, uint8_t* y, __mmask64 mask, const Acc& x0, const Acc& x1, const Acc& x2, const Acc& y0,
+                       const Acc& y1, const Acc& y2) {
+  for (int r = 0; r < rows; ++r) {
+    Acc a = bias(*t.k), b = a;
+    const __m512i* w = t.w + r * 12;
+    multiply(a, x0, b, y0, w), multiply(a, x1, b, y1, w + 4), multiply(a, x2, b, y2, w + 8);
+    finish(a, *t.k, y + r * t.y_row, mask);
+    finish(b, *t.k, y + r * t.y_row + t.y_step, mask);
+  }
+}
+
+// The loops below copy the line and the epilogue: stores of bytes may alias what a reference names, and everything would be
+// loaded again for each output.
+
 // 3x3, stride 1, 64 channels of one pixel: each column is interleaved once and serves three outputs.
 template <int rows, class F>
-void slide(const Line& t, const F& finish) {
+void slide(const Line& line, const F& epilogue) {
+  const Line t = line;
+  const F finish = epilogue;
   const uint8_t* p = t.x;
-  Acc c0 = column<rows>(t, p), c1 = column<rows>(t, p + t.tap), c2;
+  uint8_t* y = t.y;
+  Acc c0 = column<rows>(t, p), c1 = column<rows>(t, p + t.tap);
   p += 2 * t.tap;
-  int i = 0;
-  for (; i + 3 <= t.n; i += 3, p += 3 * t.tap) {
-    c2 = column<rows>(t, p);
-    window<rows>(t, finish, i, c0, c1, c2);
-    c0 = column<rows>(t, p + t.tap);
-    window<rows>(t, finish, i + 1, c1, c2, c0);
-    c1 = column<rows>(t, p + 2 * t.tap);
-    window<rows>(t, finish, i + 2, c2, c0, c1);
+  for (int i = t.n; i >= 2; i -= 2, p += 2 * t.tap, y += 2 * t.y_step) {
+    const Acc c2 = column<rows>(t, p), c3 = column<rows>(t, p + t.tap);
+    windows<rows>(t, finish, y, t.mask, c0, c1, c2, c1, c2, c3);
+    c0 = c2, c1 = c3;
   }
-  if (i < t.n) {
-    c2 = column<rows>(t, p);
-    window<rows>(t, finish, i, c0, c1, c2);
-  }
-  if (i + 1 < t.n) window<rows>(t, finish, i + 1, c1, c2, column<rows>(t, p + t.tap));
+  if (t.n % 2) window<rows>(t, finish, y, t.mask, c0, c1, column<rows>(t, p));
 }
 
 // 3x3, stride 1, any step between outputs.
 template <int rows, class F>
-void reload(const Line& t, const F& finish, int begin) {
+void reload(const Line& line, const F& epilogue, int begin) {
+  const Line t = line;
+  const F finish = epilogue;
   for (int i = begin; i < t.n; ++i) {
     const uint8_t* p = t.x + i * t.x_step;
-    window<rows>(t, finish, i, column<rows>(t, p), column<rows>(t, p + t.tap), column<rows>(t, p + 2 * t.tap));
+    window<rows>(t, finish, t.y + i * t.y_step, i + 1 == t.n ? t.last : t.mask, column<rows>(t, p), column<rows>(t, p + t.tap),
+                 column<rows>(t, p + 2 * t.tap));
   }
+}
+
+// The vector that begins `dwords` behind `a`, in the two vectors a and b one after another.
+template <int dwords>
+RW_INLINE Acc shifted(const Acc& a, const Acc& b) {
+  return {_mm512_alignr_epi32(b.a0, a.a0, dwords), _mm512_alignr_epi32(b.a1, a.a1, dwords), _mm512_alignr_epi32(b.a2, a.a2, dwords),
+          _mm512_alignr_epi32(b.a3, a.a3, dwords)};
 }
 
 // 3x3, stride 1, flat rows of 16 or 32 channels, whose pixels are whole lanes: the columns further right are lanes of this
 // vector and the next, shifted after interleaving.
 template <int rows, int channels, class F>
-void shift(const Line& t, const F& finish) {
-  constexpr int one = channels / 4;
+void shift(const Line& line, const F& epilogue) {
+  const Line t = line;
+  const F finish = epilogue;
   const int full = t.last == ~__mmask64{0} ? t.n : t.n - 1;  // the next vector would begin too far behind a partial one
   if (full > 0) {
     Acc here = column<rows>(t, t.x);
     for (int i = 0; i < full; ++i) {
       const Acc next = column<rows>(t, t.x + (i + 1) * t.x_step);
-      const Acc middle = {_mm512_alignr_epi32(next.a0, here.a0, one), _mm512_alignr_epi32(next.a1, here.a1, one),
-                          _mm512_alignr_epi32(next.a2, here.a2, one), _mm512_alignr_epi32(next.a3, here.a3, one)};
-      if (channels == 32) {
-        window<rows>(t, finish, i, here, middle, next);
-      } else {
-        const Acc right = {_mm512_alignr_epi32(next.a0, here.a0, 8), _mm512_alignr_epi32(next.a1, here.a1, 8),
-                           _mm512_alignr_epi32(next.a2, here.a2, 8), _mm512_alignr_epi32(next.a3, here.a3, 8)};
-        window<rows>(t, finish, i, here, middle, right);
-      }
+      window<rows>(t, finish, t.y + i * t.y_step, ~__mmask64{0}, here, shifted<channels / 4>(here, next),
+                   channels == 32 ? next : shifted<8>(here, next));
       here = next;
     }
   }
@@ -202,34 +222,58 @@ void shift(const Line& t, const F& finish) {
 
 // 3x3, stride 2: the right column is the left one of the next output.
 template <class F>
-void slide2(const Line& t, const F& finish) {
-  Acc left = column<1>(t, t.x);
-  for (int i = 0; i < t.n; ++i) {
-    const uint8_t* p = t.x + i * t.x_step;
+void slide2(const Line& line, const F& epilogue) {
+  const Line t = line;
+  const F finish = epilogue;
+  const uint8_t* p = t.x;
+  uint8_t* y = t.y;
+  Acc left = column<1>(t, p);
+  for (int i = 0; i < t.n; ++i, p += 2 * t.tap, y += t.y_step) {
     const Acc right = column<1>(t, p + 2 * t.tap);
-    window<1>(t, finish, i, left, column<1>(t, p + t.tap), right);
+    window<1>(t, finish, y, t.mask, left, column<1>(t, p + t.tap), right);
     left = right;
   }
 }
 
-// 3x3, stride 2, 16 or 32 channels, all of t.n vectors full: every other pixel of two vectors.
+// Pixels of 16 or 32 channels are one or two lanes of 16 bytes: the even (or odd) ones of two vectors.
+template <int channels, bool odd>
+RW_INLINE __m512i every_other(__m512i a, __m512i b) {
+  if (channels == 16) return odd ? _mm512_shuffle_i32x4(a, b, 0xdd) : _mm512_shuffle_i32x4(a, b, 0x88);
+  return odd ? _mm512_shuffle_i32x4(a, b, 0xee) : _mm512_shuffle_i32x4(a, b, 0x44);
+}
+template <int channels, bool odd>
+RW_INLINE Acc every_other(const Acc& a, const Acc& b) {
+  return {every_other<channels, odd>(a.a0, b.a0), every_other<channels, odd>(a.a1, b.a1), every_other<channels, odd>(a.a2, b.a2),
+          every_other<channels, odd>(a.a3, b.a3)};
+}
+
+// 3x3, stride 2, 16 or 32 channels, t.n whole vectors of outputs. Rows are interleaved as they lie; the left column is the even
+// pixels, the middle one the odd pixels, the right one the even pixels from the second on.
 template <int channels, class F>
-void pick2(const Line& t, const F& finish) {
-  const __m512i every_other = channels == 16 ? _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13) : _mm512_setr_epi64(0, 1, 2, 3, 8, 9, 10, 11);
-  const auto pick = [&](const uint8_t* p) { return _mm512_permutex2var_epi64(load(p), every_other, load(p + 64)); };
-  const auto picked = [&](const uint8_t* p) {
-    const __m512i r2 = pick(p + 2 * t.x_row);
-    return interleave(pick(p), pick(p + t.x_row), r2, r2);
-  };
-  for (int i = 0; i < t.n; ++i) {
-    const uint8_t* p = t.x + i * t.x_step;
-    window<1>(t, finish, i, picked(p), picked(p + t.tap), picked(p + 2 * t.tap));
+void slide2_lanes(const Line& line, const F& epilogue) {
+  const Line t = line;
+  const F finish = epilogue;
+  const uint8_t* p = t.x;
+  uint8_t* y = t.y;
+  if (t.n == 0) return;
+  Acc a = column<1>(t, p), b = column<1>(t, p + 64);
+  Acc left = every_other<channels, false>(a, b);
+  for (int i = t.n; i > 0; --i, y += t.y_step) {
+    p += 128;
+    const Acc middle = every_other<channels, true>(a, b);
+    a = column<1>(t, p);
+    b = i > 1 ? column<1>(t, p + 64) : a;  // the last right column needs the first pixel of `a` only
+    const Acc next = every_other<channels, false>(a, b);
+    window<1>(t, finish, y, ~__mmask64{0}, left, middle, shifted<channels / 4>(left, next));
+    left = next;
   }
 }
 
 // Any kernel, stride and dilation.
 template <class F>
-void general(const Line& t, const F& finish) {
+void general(const Line& line, const F& epilogue) {
+  const Line t = line;
+  const F finish = epilogue;
   for (int i = 0; i < t.n; ++i) {
     const uint8_t* p = t.x + i * t.x_step;
     Acc a = bias(*t.k);
@@ -296,12 +340,11 @@ void row(const DepthwiseShape& s, const DepthwiseRun& r, const Line& base, const
     Line t = base;
     const int pixels = 64 / s.c;
     t.n = r.out_w / pixels;
-    t.x_step = 128, t.y_step = 64 * F::out_bytes;
-    t.mask = t.last = ~__mmask64{0};
+    t.y_step = 64 * F::out_bytes;
     if (s.c == 16)
-      pick2<16>(t, finish);
+      slide2_lanes<16>(t, finish);
     else
-      pick2<32>(t, finish);
+      slide2_lanes<32>(t, finish);
     first = t.n * pixels;
   }
   if (first < r.out_w) channel_blocks<rows>(s, base, finish, first, r.out_w);
