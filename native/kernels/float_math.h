@@ -71,12 +71,12 @@ RW_INLINE V rint_of(V x) {
   return if_less(absolute(x), set(8388608.0f), (x + magic) - magic, x);
 }
 
+// For x < 0 the comparisons are made so that an infinite y counts as whole and odd, as it does in NumPy.
 RW_INLINE V pow_of(V x, V y) {
-  const V zero = set(0.0f), e = exp_of(y * log_of(absolute(x)));
-  const V odd = absolute(y - set(2.0f) * rint_of(y * set(0.5f)));
-  const V whole_y = if_less(zero, odd, negated(e), e);
-  const V negative = if_less(zero, absolute(y - rint_of(y)), set(__builtin_nanf("")), whole_y);
-  return if_less(x, zero, negative, e);
+  const V e = exp_of(y * log_of(absolute(x))), nan = set(__builtin_nanf("")), nearest = rint_of(y);
+  const V odd = absolute(y - set(2.0f) * rint_of(y * set(0.5f)));  // 0, 1, or NaN
+  const V whole_y = if_less(odd, set(0.5f), e, negated(e));
+  return if_less(x, set(0.0f), if_less(y, nearest, nan, if_less(nearest, y, nan, whole_y)), e);
 }
 
 // A functor per function, so that a loop is compiled with the function inside it.
