@@ -78,7 +78,7 @@ def conv(op: PlanOp, views: list[NDArray], tensors: list[PlanTensor]) -> None:
     kh, kw, sh, sw, top, left, dh, dw, cin, cout, kind, lo, hi, unary, ua, ub, pa, pb, weight_kind = op.attributes
     weights, bias, scale, zero, table, poly, out_scale, weight_scale = op.blobs
     depthwise = op.code == Op.DEPTHWISE
-    assert x.shape[2] == cin and y.shape[2] == cout and x.strides[2] in (x.itemsize, 0) or cin == 1
+    assert (x.shape[2] == cin and y.shape[2] == cout and x.strides[2] in (x.itemsize, 0)) or cin == 1
     floats = x.dtype == np.float32
     dtype = (np.float32 if floats else np.int8) if weight_kind == 0 else (np.int8, np.int16)[weight_kind - 1]
     shape = (kh, kw, cin) if depthwise else (cout, kh, kw, cin)

@@ -255,6 +255,9 @@ def _overwrites(made: _Emitter, first: dict[Array, int], last: dict[Array, int])
             continue
         for x in op.tensors[:-1]:
             a, b = layouts.get(x.root), layouts.get(y.root)
+            # Another operand in the same buffer, somewhere else, would be overwritten while it is read.
+            if any(o.root is x.root and o.view != x.view for o in op.tensors[:-1]):
+                continue
             same_place = x.root.space == ARENA and x.view == y.view and a == b and x.array.dtype == y.array.dtype
             if same_place and last[x.root] == k and x.root is not y.root and _whole(y):
                 found[y.root] = x.root

@@ -118,17 +118,27 @@ def move_gather(tr: Translator, operation: Operation) -> None:
         raise unsupported(node, "its indices are computed at run time")
     axis = g.attribute(node, "axis", 0) % len(x.dims)
     places = [int(v) % x.dims[axis] for v in indices.reshape(-1)]
+    step = _even(places)
+    if step:
+        _moved(tr, out, x, then(taken(axis, places[0], step, len(places)), shaped(shape_of(out))), None)
+        return
     made = picked(tr, x, axis, places, f"{out.name}.picked")
     _moved(tr, out, made, shaped(shape_of(out)), shaped(made.dims))
+
+
+def _even(places: Sequence[int]) -> int:
+    """The step of evenly rising places, else 0."""
+    steps = {b - a for a, b in pairwise(places)} or {1}
+    return max(min(steps), 0) if len(steps) == 1 else 0
 
 
 def picked(tr: Translator, x: Array, axis: int, places: Sequence[int], name: str) -> Array:
     """The given places along an axis: one view if they are evenly spaced, a GATHER of channels, else part by part."""
     dims = tuple(len(places) if k == axis else d for k, d in enumerate(x.dims))
     y = Array(name, dims, x.encoding, like=(x,))
-    steps = {b - a for a, b in pairwise(places)} or {1}
-    if len(steps) == 1 and min(steps) > 0:
-        return tr.link(x, y, taken(axis, places[0], min(steps), len(places)), None, name)
+    step = _even(places)
+    if step:
+        return tr.link(x, y, taken(axis, places[0], step, len(places)), None, name)
     if axis == 1 and is_image(dims):
         blob = np.asarray(places, np.int32).tobytes()
         return tr.network.step(Op.GATHER, [Operand(x, "image")], Operand(y, "image"), (), (blob,), name)
@@ -224,7 +234,7 @@ def pad(tr: Translator, operation: Operation) -> None:
     node = operation.nodes[0]
     x, out = _source(tr, node), node.outputs[0]
     dims, mode = shape_of(out), g.attribute(node, "mode", "constant")
-    before = _pads(node, len(x.dims))
+    before = pads_before(node, len(x.dims))
     after = [d - s - b for d, s, b in zip(dims, x.dims, before)]
     if any(b < 0 for b in (*before, *after)):
         raise unsupported(node, "it crops")
@@ -256,7 +266,7 @@ def pad(tr: Translator, operation: Operation) -> None:
     tr.settle(out, y)
 
 
-def _pads(node: g.Node, rank: int) -> list[int]:
+def pads_before(node: g.Node, rank: int) -> list[int]:
     amounts = g.constant(node.inputs[1])
     given = node.inputs[3] if len(node.inputs) > 3 else None
     axes = g.constant(given)

@@ -211,6 +211,8 @@ def _natural_of(made: Placement, array: Array) -> View:
     before = _ancestors(made, array)
     if not before:
         return plain
+    if before[0].space != ARENA and isinstance(made.makers[array][0], Step):
+        return plain  # a plane-wise image that comes in becomes one of pixels
     known = made.order[before[0]]
     first = made.makers[array][0]
     if isinstance(first, Link) and first.forward is not None:

@@ -7,7 +7,7 @@ import numpy as np
 from roadworthy.model import graph as g
 from roadworthy.run.arithmetic import Operation, Windows, average_constants, linear_taps, nearest_pixels, windows
 from roadworthy.run.arithmetic.operations import reduced_axes
-from roadworthy.run.native.moves import shaped
+from roadworthy.run.native.moves import pads_before, shaped
 from roadworthy.run.native.network import Array, Operand, is_image
 from roadworthy.run.native.plan import Op
 from roadworthy.run.native.translate import Translator, shape_of, unsupported
@@ -47,8 +47,16 @@ def average(tr: Translator, operation: Operation) -> None:
     codes = operation.form == "average"
     if node.op_type == "ReduceMean" and reduced_axes(node) != (2, 3):
         raise unsupported(node, "it is not over height and width of an image")
-    x = _image(tr, node, tr.array(node.inputs[0]) if codes else tr.float_array(node.inputs[0]))
-    if node.op_type == "AveragePool":
+    source = node.inputs[0]
+    around = _padding_in_front(tr, node)
+    if around is not None:
+        source = around[0]
+    x = _image(tr, node, tr.array(source) if codes else tr.float_array(source))
+    if around is not None:
+        at = windows(node, around[2], g.attribute(node, "kernel_shape"))
+        _check(node, at, shape_of(out))
+        kernel, numbers, dims = at.kernel, (*at.kernel, *at.strides, *around[1], 1), shape_of(out)
+    elif node.op_type == "AveragePool":
         at = windows(node, (x.dims[2], x.dims[3]), g.attribute(node, "kernel_shape"))
         _check(node, at, shape_of(out))
         padded = any((*at.pads_begin, *at.pads_end))
@@ -70,6 +78,28 @@ def average(tr: Translator, operation: Operation) -> None:
         flat = Array(f"{out.name}.flat", shape_of(out), wanted)
         y = tr.link(y, flat, shaped(flat.dims), shaped(dims), str(out.name))
     tr.settle(out, y)
+
+
+def _padding_in_front(tr: Translator, node: g.Node) -> tuple[g.Value, tuple[int, int], tuple[int, int]] | None:
+    """Of a Pad with zeros in front of an AveragePool, which then counts them: its source, the rows and columns it adds
+    at the top and left, and the size it gives. None where the two cannot be one operation."""
+    pad = node.inputs[0].producer() if node.op_type == "AveragePool" and node.inputs[0] is not None else None
+    if pad is None or pad.op_type != "Pad" or g.attribute(pad, "mode", "constant") != "constant":
+        return None
+    source, padded = pad.inputs[0], g.static_shape(pad.outputs[0])
+    shape = g.static_shape(source)
+    number = g.constant(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else np.zeros(1)
+    if source is None or shape is None or padded is None or not is_image(shape) or padded[:2] != shape[:2]:
+        return None
+    before = pads_before(pad, 4)
+    plain = not any(g.attribute(node, "pads", (0,))) and g.attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+    if number is None or number.any() or min(before) < 0 or not plain or g.attribute(node, "ceil_mode", 0):
+        return None
+    if any(p - s - b < 0 for p, s, b in zip(padded, shape, before)):
+        return None
+    if tr.encoding(pad.outputs[0]) not in (None, tr.encoding(source)):
+        return None
+    return source, (before[2], before[3]), (padded[2], padded[3])
 
 
 def resize(tr: Translator, operation: Operation) -> None:
