@@ -167,7 +167,7 @@ RW_INLINE void windows(const Line& t, const F& finish, uint8_t* y, __mmask64 mas
 
 // 3x3, stride 1, 64 channels of one pixel: each column is interleaved once and serves three outputs.
 template <int rows, class F>
-void slide(const Line& line, const F& epilogue) {
+__attribute__((noinline)) void slide(const Line& line, const F& epilogue) {
   const Line t = line;
   const F finish = epilogue;
   const uint8_t* p = t.x;
@@ -184,7 +184,7 @@ void slide(const Line& line, const F& epilogue) {
 
 // 3x3, stride 1, any step between outputs.
 template <int rows, class F>
-void reload(const Line& line, const F& epilogue, int begin) {
+__attribute__((noinline)) void reload(const Line& line, const F& epilogue, int begin) {
   const Line t = line;
   const F finish = epilogue;
   for (int i = begin; i < t.n; ++i) {
@@ -204,7 +204,7 @@ RW_INLINE Acc shifted(const Acc& a, const Acc& b) {
 // 3x3, stride 1, flat rows of 16 or 32 channels, whose pixels are whole lanes: the columns further right are lanes of this
 // vector and the next, shifted after interleaving.
 template <int rows, int channels, class F>
-void shift(const Line& line, const F& epilogue) {
+__attribute__((noinline)) void shift(const Line& line, const F& epilogue) {
   const Line t = line;
   const F finish = epilogue;
   const int full = t.last == ~__mmask64{0} ? t.n : t.n - 1;  // the next vector would begin too far behind a partial one
@@ -222,7 +222,7 @@ void shift(const Line& line, const F& epilogue) {
 
 // 3x3, stride 2: the right column is the left one of the next output.
 template <class F>
-void slide2(const Line& line, const F& epilogue) {
+__attribute__((noinline)) void slide2(const Line& line, const F& epilogue) {
   const Line t = line;
   const F finish = epilogue;
   const uint8_t* p = t.x;
@@ -250,7 +250,7 @@ RW_INLINE Acc every_other(const Acc& a, const Acc& b) {
 // 3x3, stride 2, 16 or 32 channels, t.n whole vectors of outputs. Rows are interleaved as they lie; the left column is the even
 // pixels, the middle one the odd pixels, the right one the even pixels from the second on.
 template <int channels, class F>
-void slide2_lanes(const Line& line, const F& epilogue) {
+__attribute__((noinline)) void slide2_lanes(const Line& line, const F& epilogue) {
   const Line t = line;
   const F finish = epilogue;
   const uint8_t* p = t.x;
@@ -271,7 +271,7 @@ void slide2_lanes(const Line& line, const F& epilogue) {
 
 // Any kernel, stride and dilation.
 template <class F>
-void general(const Line& line, const F& epilogue) {
+__attribute__((noinline)) void general(const Line& line, const F& epilogue) {
   const Line t = line;
   const F finish = epilogue;
   for (int i = 0; i < t.n; ++i) {
