@@ -23,7 +23,7 @@ LEVELS: list[set[str]] = [
     {"model"},
     {"data"},
     {"detect"},
-    {"errors"},
+    {"errors", "_native"},
 ]
 LEVEL = {name: k for k, names in enumerate(LEVELS) for name in names}
 

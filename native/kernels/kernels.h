@@ -143,6 +143,37 @@ using UnaryFn = void (*)(const float* x, float* y, int64_t n, int function, floa
 using BinaryFn = void (*)(const float* a, int64_t a_step, const float* b, int64_t b_step, float* y, int64_t n, int function, int unary, float ua, float ub);
 using SoftmaxFn = void (*)(const float* x, float* y, int64_t n);
 
+// Detection (native/detect). Boxes best first, as arrays padded to whole groups of 16; `alive` has a bit per box, 16 to a group.
+struct BoxArrays {
+  const float *x1, *y1, *x2, *y2;
+  const float* bound;      // area * t / (1 + t) * (1 - 2^-18) for the threshold t: IoU > t only if intersection > bound + bound
+  const int32_t* label;    // boxes of different labels never meet; null: all have one
+  bool tame;               // `bound` holds: no product of coordinates can underflow or overflow in float32
+};
+
+// Clears the alive bits of all boxes in groups [begin, end) whose IoU with one of `count` boxes is above the threshold, decided
+// as in float64 (detect/boxes.py); returns how many it cleared.
+using SuppressFn = int64_t (*)(const BoxArrays&, const int32_t* boxes, int count, double threshold, uint16_t* alive, int64_t begin, int64_t end);
+// Indices of the elements that are not below the threshold (so NaN is among them), ascending; returns their number. `index` has n + 16 entries.
+using ScanFn = int64_t (*)(const float* x, int64_t n, float threshold, int32_t* index);
+// Pixels through a table per channel: y[i * y_pixel + c] = table[c][x[3 * i + c]], three channels; tables of 256 one after another.
+using CodesFn = void (*)(const uint8_t* x, int64_t pixels, const uint8_t* table, uint8_t* y, int64_t y_pixel);
+
+// OpenCV's linear resize of interleaved 3-channel u8 rows. Horizontally, in 1/2048 and dropping 4 bits:
+// y[3 * i + c] = (x[3 * column[i] + c] * weight[2 * i] + x[3 * column[i] + 3 + c] * weight[2 * i + 1]) >> 4.
+struct ResizeShape {
+  int in_w, out_w;         // pixels; column[i] < in_w, and weight[2 * i + 1] is 0 where column[i] is the last
+  bool swap;               // the first and third channel change places
+};
+
+struct ResizeKernel {
+  size_t (*packed_bytes)(const ResizeShape&);
+  void (*pack)(const ResizeShape&, const int32_t* column, const int16_t* weight, void* packed);
+  void (*row)(const ResizeShape&, const void* packed, const uint8_t* x, int16_t* y);  // reads exactly in_w pixels; y has 64 entries of slack
+  // Vertically: y[i] = (((a[i] * wa) >> 16) + ((b[i] * wb) >> 16) + 2) >> 2
+  void (*blend)(const int16_t* a, const int16_t* b, int wa, int wb, uint8_t* y, int64_t n);
+};
+
 // Every kernel of one path. Where a path has none of its own, the row names the next simpler one.
 struct Kernels {
   Isa isa;
