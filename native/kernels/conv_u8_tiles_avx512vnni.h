@@ -170,6 +170,18 @@ RW_INLINE void finish_1(const Block& b, uint8_t* y0, const A& a0, uint8_t* y1, c
 #define RW_FINISH_3(m) finish_3<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), RW_A(m, 2));
 #define RW_FINISH_4(m) finish_4<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), RW_A(m, 2), RW_A(m, 3));
 
+// The function behind REAL, on what a tile has just written. A pixel may stand in for missing ones behind it.
+template <int pixels>
+RW_INLINE void finish_unary(const Block& b, uint8_t* const* y, int64_t y_at) {
+  const RequantHead& h = *b.head;
+  if (h.unary == kNone) return;
+  for (int m = 0; m < pixels; ++m) {
+    if (m > 0 && y[m] == y[m - 1]) continue;
+    auto* values = reinterpret_cast<float*>(y[m] + y_at);
+    apply_unary(values, values, b.valid, h.unary, h.unary_a, h.unary_b);
+  }
+}
+
 // The second pass of POLY over a tile.
 template <int pixels, int vectors>
 RW_INLINE void finish_kept(const Block& b, const PolyValue* kept, uint8_t* const* y, int64_t y_at) {
@@ -221,6 +233,7 @@ RW_INLINE void finish_kept(const Block& b, const PolyValue* kept, uint8_t* const
         RW_PIXELS_##pixels(RW_KEEP_##vectors) finish_kept<pixels, vectors>(b, kept, y, y_at);                     \
       } else {                                                                                                       \
         groups##_##pixels(RW_FINISH_##vectors)                                                                       \
+        if (kind == EpilogueKind::real) finish_unary<pixels>(b, y, y_at);                                            \
       }                                                                                                              \
     }                                                                                                                \
   }
