@@ -45,7 +45,8 @@ typedef int32_t int32_unaligned __attribute__((aligned(1), may_alias));
 #define RW_VECTORS_4(F, m) F(m, 0) F(m, 1) F(m, 2) F(m, 3)
 
 #define RW_PIXELS_1(F) F(0)
-#define RW_PIXELS_4(F) F(0) F(1) F(2) F(3)
+#define RW_PIXELS_2(F) F(0) F(1)
+#define RW_PIXELS_4(F) RW_PIXELS_2(F) F(2) F(3)
 #define RW_PIXELS_6(F) RW_PIXELS_4(F) F(4) F(5)
 #define RW_PIXELS_8(F) RW_PIXELS_6(F) F(6) F(7)
 #define RW_PIXELS_12(F) RW_PIXELS_8(F) F(8) F(9) F(10) F(11)
