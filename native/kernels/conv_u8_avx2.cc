@@ -8,16 +8,13 @@
 //
 // The order of channels is chosen so that the packs of the epilogue end in the natural one: in 128-bit lane L, a pack puts
 // channel 4 L + i of vector j at place 8 L + 4 j + i.
-#include <immintrin.h>
-
 #include <cstring>
 
+#include "float_math.h"
 #include "kernels.h"
 
 namespace rw {
 namespace {
-
-#define RW_INLINE static inline __attribute__((always_inline))
 
 constexpr int kChannels = 16;  // of a block
 constexpr int kPixels = 4;     // of a tile
@@ -106,18 +103,15 @@ RW_INLINE void store_codes(const Head& h, EpilogueKind kind, uint8_t* y, __m128i
   }
 }
 
-RW_INLINE void store_real(const Constants& c, uint8_t* y, __m256i a0, __m256i a1, int valid) {
-  const __m256 v0 = _mm256_mul_ps(_mm256_cvtepi32_ps(a0), _mm256_load_ps(c.scale));
-  const __m256 v1 = _mm256_mul_ps(_mm256_cvtepi32_ps(a1), _mm256_load_ps(c.scale + 8));
-  if (valid == kChannels) {
-    _mm256_storeu_ps(reinterpret_cast<float*>(y), v0);
-    _mm256_storeu_ps(reinterpret_cast<float*>(y) + 8, v1);
-  } else {
-    alignas(32) float some[kChannels];
-    _mm256_store_ps(some, v0);
-    _mm256_store_ps(some + 8, v1);
-    memcpy(y, some, 4 * valid);
-  }
+RW_INLINE void store_real(const Head& h, const Constants& c, uint8_t* y, __m256i a0, __m256i a1, int valid) {
+  alignas(32) float some[kChannels];
+  const bool direct = valid == kChannels && h.unary == kNone;
+  float* to = direct ? reinterpret_cast<float*>(y) : some;
+  _mm256_storeu_ps(to, _mm256_mul_ps(_mm256_cvtepi32_ps(a0), _mm256_load_ps(c.scale)));
+  _mm256_storeu_ps(to + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(a1), _mm256_load_ps(c.scale + 8)));
+  if (direct) return;
+  if (h.unary != kNone) apply_unary(some, some, valid, h.unary, h.unary_a, h.unary_b);
+  memcpy(y, some, 4 * valid);
 }
 
 // Two pixels through the epilogue.
@@ -125,8 +119,8 @@ template <EpilogueKind kind>
 RW_INLINE void finish(const Head& h, const Constants& c, int valid, uint8_t* ya, __m256i a0, __m256i a1, uint8_t* yb, __m256i b0,
                       __m256i b1) {
   if (kind == EpilogueKind::real) {
-    store_real(c, ya, a0, a1, valid);
-    store_real(c, yb, b0, b1, valid);
+    store_real(h, c, ya, a0, a1, valid);
+    store_real(h, c, yb, b0, b1, valid);
     return;
   }
   const __m256i a = _mm256_packs_epi32(rounded<kind>(h, c, a0, 0), rounded<kind>(h, c, a1, 1));

@@ -4,6 +4,7 @@
 // `acc[c] += x * w[c]` on 16 neighbouring channels: a widening multiply-add on every machine. Two pixels share a weight.
 #include <cstring>
 
+#include "float_math.h"
 #include "kernels.h"
 
 namespace rw {
@@ -110,6 +111,8 @@ void finish(const ConvShape& s, const View& v, int c0, const int32_t* acc, uint8
   if (s.out_float) {
     float out[kLanes];
     for (int c = 0; c < kLanes; ++c) out[c] = static_cast<float>(acc[c]) * v.scale[c0 + c];
+    const Head& h = *v.head;
+    if (h.unary != kNone) apply_unary(out, out, width, h.unary, h.unary_a, h.unary_b);
     memcpy(y + 4 * c0, out, 4 * width);
   } else {
     uint8_t out[kLanes];

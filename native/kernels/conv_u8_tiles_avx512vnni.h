@@ -45,7 +45,8 @@ typedef int32_t int32_unaligned __attribute__((aligned(1), may_alias));
 #define RW_VECTORS_4(F, m) F(m, 0) F(m, 1) F(m, 2) F(m, 3)
 
 #define RW_PIXELS_1(F) F(0)
-#define RW_PIXELS_4(F) F(0) F(1) F(2) F(3)
+#define RW_PIXELS_2(F) F(0) F(1)
+#define RW_PIXELS_4(F) RW_PIXELS_2(F) F(2) F(3)
 #define RW_PIXELS_6(F) RW_PIXELS_4(F) F(4) F(5)
 #define RW_PIXELS_8(F) RW_PIXELS_6(F) F(6) F(7)
 #define RW_PIXELS_12(F) RW_PIXELS_8(F) F(8) F(9) F(10) F(11)
@@ -170,6 +171,18 @@ RW_INLINE void finish_1(const Block& b, uint8_t* y0, const A& a0, uint8_t* y1, c
 #define RW_FINISH_3(m) finish_3<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), RW_A(m, 2));
 #define RW_FINISH_4(m) finish_4<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), RW_A(m, 2), RW_A(m, 3));
 
+// The function behind REAL, on what a tile has just written. A pixel may stand in for missing ones behind it.
+template <int pixels>
+RW_INLINE void finish_unary(const Block& b, uint8_t* const* y, int64_t y_at) {
+  const RequantHead& h = *b.head;
+  if (h.unary == kNone) return;
+  for (int m = 0; m < pixels; ++m) {
+    if (m > 0 && y[m] == y[m - 1]) continue;
+    auto* values = reinterpret_cast<float*>(y[m] + y_at);
+    apply_unary(values, values, b.valid, h.unary, h.unary_a, h.unary_b);
+  }
+}
+
 // The second pass of POLY over a tile.
 template <int pixels, int vectors>
 RW_INLINE void finish_kept(const Block& b, const PolyValue* kept, uint8_t* const* y, int64_t y_at) {
@@ -221,6 +234,7 @@ RW_INLINE void finish_kept(const Block& b, const PolyValue* kept, uint8_t* const
         RW_PIXELS_##pixels(RW_KEEP_##vectors) finish_kept<pixels, vectors>(b, kept, y, y_at);                     \
       } else {                                                                                                       \
         groups##_##pixels(RW_FINISH_##vectors)                                                                       \
+        if (kind == EpilogueKind::real) finish_unary<pixels>(b, y, y_at);                                            \
       }                                                                                                              \
     }                                                                                                                \
   }

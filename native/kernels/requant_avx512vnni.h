@@ -7,23 +7,11 @@
 // so weights and constants are stored in the order that makes this the natural one.
 // Multiplications and additions are separate intrinsics; the build forbids contraction (-ffp-contract=off).
 #pragma once
-// gcc 12 takes the deliberately undefined values of its own intrinsics for uninitialized variables.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
-
+#include "float_math.h"
 #include "kernels.h"
 
 namespace rw {
 namespace {
-
-#define RW_INLINE static inline __attribute__((always_inline))
 
 // The head of a packed block: what all channels share.
 struct alignas(64) RequantHead {

@@ -131,9 +131,43 @@ Case draw_case() {
   c.begin = draw(0, 2) == 0 ? draw(0, static_cast<int>(pixels) - 1) : 0;
   c.end = draw(0, 2) == 0 ? draw(static_cast<int>(c.begin), static_cast<int>(pixels)) : pixels;
   c.w.resize(static_cast<size_t>(c.shape.n) * c.shape.taps * c.shape.k);
-  c.unary = 0, c.unary_a = 0.0f, c.unary_b = 0.0f;
+  c.unary = draw(0, 1) ? 0 : draw(0, 9), c.unary_a = draw_float(-0.5f, 0.4f), c.unary_b = draw_float(0.4f, 1.5f);
   draw_constants(c);
   return c;
+}
+
+// The float32 sequences of docs/engine.md, one rounding per operation.
+float exp_sequence(float x) {
+  x = std::fmin(std::fmax(x, -87.0f), 88.0f);
+  const float k = std::nearbyint(x * 1.44269504f);
+  float r = x - k * 0.693359375f;
+  r = r - k * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+    p = p * r;
+    p = p + c;
+  }
+  float e = p * (r * r);
+  e = e + r;
+  e = e + 1.0f;
+  return std::ldexp(e, static_cast<int>(k));
+}
+
+float sigmoid_sequence(float x) { return 1.0f / (1.0f + exp_sequence(-x)); }
+
+float unary_sequence(int function, float x, float a, float b) {
+  switch (function) {
+    case 1: return std::fmax(x, 0.0f);
+    case 2: return std::fmin(std::fmax(x, a), b);
+    case 3: return x > 0.0f ? x : x * a;
+    case 4: return sigmoid_sequence(x);
+    case 5: return x * sigmoid_sequence(x);
+    case 6: return std::fmin(std::fmax(x * a + b, 0.0f), 1.0f);
+    case 7: return x * std::fmin(std::fmax(x * 0.16666667f + 0.5f, 0.0f), 1.0f);
+    case 8: return 2.0f * sigmoid_sequence(2.0f * x) - 1.0f;
+    case 9: return exp_sequence(x);
+    default: return x;
+  }
 }
 
 float exact_rint(float x) { return std::nearbyint(x); }
@@ -146,7 +180,8 @@ int saturate(float rounded, int zero, int lo, int hi) {
 void expect_value(const Case& c, int n, int32_t acc, uint8_t* y) {
   const float v = static_cast<float>(acc) * c.scale[n];
   if (c.kind == EpilogueKind::real) {
-    memcpy(y, &v, 4);
+    const float u = unary_sequence(c.unary, v, c.unary_a, c.unary_b);
+    memcpy(y, &u, 4);
   } else if (c.kind == EpilogueKind::linear) {
     *y = static_cast<uint8_t>(saturate(exact_rint(v), c.zero[n], c.lo, c.hi));
   } else if (c.kind == EpilogueKind::table) {
