@@ -7,8 +7,6 @@
 //
 // Vectors of 64 bytes are 64 channels of one pixel; or, where the pixels of both images lie side by side and the stride is 1, a row
 // is taken as flat bytes. Then byte i belongs to channel i % c, and constants repeat after `period` vectors.
-#include <cstring>
-
 #include "depthwise_finish_avx512vnni.h"
 
 namespace rw {
@@ -78,14 +76,7 @@ void pack_block(const DepthwiseShape& s, const ConvWeights& w, int block, uint8_
 
 void pack(const DepthwiseShape& s, const ConvWeights& w, void* packed) {
   if (too_many_taps(s)) return depthwise_u8_portable.pack(s, w, packed);
-  Head& h = *static_cast<Head*>(packed);
-  std::memset(&h, 0, sizeof h);
-  if (w.e.kind == EpilogueKind::table) std::memcpy(h.table, w.e.table, sizeof h.table);
-  if (w.e.kind == EpilogueKind::poly) std::memcpy(h.poly, w.e.poly, sizeof h.poly);
-  h.poly_a = w.e.poly_a, h.poly_b = w.e.poly_b;
-  h.lo = w.e.lo, h.hi = w.e.hi;
-  h.kind = w.e.kind;
-  h.unary = w.e.unary, h.unary_a = w.e.unary_a, h.unary_b = w.e.unary_b;
+  fill_head(w.e, packed);
   uint8_t* at = static_cast<uint8_t*>(packed) + sizeof(Head);
   for (int b = 0; b < blocks_of(s.c); ++b) pack_block(s, w, b, at + b * block_bytes(s));
 }
@@ -381,21 +372,14 @@ void run(const DepthwiseShape& s, const DepthwiseRun& r, int begin, int end) {
       const int tap = tap_of(s, g, slot);
       offset[g * 4 + slot] = tap < 0 ? 0 : tap / s.kw * s.dh * r.x_row + tap % s.kw * s.dw * r.x_pixel;
     }
-  const Head& h = *static_cast<const Head*>(r.packed);
-  switch (h.kind) {
+  switch (static_cast<const Head*>(r.packed)->kind) {
     case EpilogueKind::linear: return run_kind<EpilogueKind::linear>(s, r, offset, begin, end);
     case EpilogueKind::table: return run_kind<EpilogueKind::table>(s, r, offset, begin, end);
     case EpilogueKind::poly: return run_kind<EpilogueKind::poly>(s, r, offset, begin, end);
     case EpilogueKind::real: break;
   }
   run_kind<EpilogueKind::real>(s, r, offset, begin, end);
-  if (h.unary == 0) return;
-  const UnaryFn unary = kernels(Isa::avx512vnni).unary_f32;
-  for (int i = begin; i < end; ++i)
-    for (int column = 0; column < r.out_w; ++column) {
-      float* y = reinterpret_cast<float*>(static_cast<uint8_t*>(r.y) + i * r.y_row + column * r.y_pixel);
-      unary(y, y, s.c, h.unary, h.unary_a, h.unary_b);
-    }
+  apply_unary(kernels(Isa::avx512vnni).unary_f32, s, r, begin, end);
 }
 
 }  // namespace
