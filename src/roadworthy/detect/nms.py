@@ -2,8 +2,8 @@
 
     take the best box that is left; drop every box whose IoU with it is above the threshold; repeat
 
-`nms` runs in C++ (native/detect/nms.cc) where the native module is built and the numbers are float32; `nms_numpy` is the
-same in NumPy, the fallback and what the fast one must equal.
+`nms` runs in C++ (native/detect/nms.cc) where the native module is built and the numbers are float32; `nms_numpy` is
+the same in NumPy, the fallback and what the fast one must equal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The C++ decoders against those of NumPy, which the published detectors prove (tests/detect), on random heads of every kind.
+"""The C++ decoders against NumPy's, which the published detectors prove (tests/detect), on random heads of every kind.
 
-exp and tanh are the C library's in one and NumPy's in the other, each right to a few units in the last place (2^-23 relative):
-scores are compared within 1e-6, and box sides, sums of a few such products, within 1e-4 pixels for each pixel of size.
+exp and tanh are the C library's in one and NumPy's in the other, each right to a few units in the last place (2^-23
+relative): scores are compared within 1e-6, and box sides, sums of a few such products, within 1e-4 pixels for each pixel.
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ CASES = {
     "fastestdet logits": Case(yolo("fastestdet", scores_are_logits=True), ((1, 11, 9, 13),), 1, -1),
     "ssd": Case(yolo("ssd", normalized=True), ((1, 80, 4), (1, 80, 6)), 2, 0),
     "ssd background": Case(yolo("ssd", normalized=True, background=0, box_format="yxyx"), ((80, 7), (80, 4)), 1, 0),
-    "ssd softmax": Case(yolo("ssd", scores_are_logits=True, background=-1, box_format="cxcywh"), ((1, 80, 4), (1, 80, 7)), 2, -1, True),
-    "ssd sigmoid": Case(yolo("ssd", scores_are_logits=True, box_format="cxcywh"), ((1, 80, 4), (1, 80, 6)), 2, -1, True),
+    "ssd softmax": Case(yolo("ssd", scores_are_logits=True, background=-1, box_format="cxcywh"),
+                        ((1, 80, 4), (1, 80, 7)), 2, -1, True),
+    "ssd sigmoid": Case(yolo("ssd", scores_are_logits=True, box_format="cxcywh"),
+                        ((1, 80, 4), (1, 80, 6)), 2, -1, True),
 }  # fmt: skip
 
 
