@@ -1,7 +1,7 @@
 """Functions of one value: their names and codes, the true function in float64, and the engine's float32 sequence.
 
-The sequences stand in docs/engine.md under "float32", and again in native/kernels/float_math.h: built from +, -, *, /,
-min, max, rint, sqrt and exact scaling by powers of two, each rounded on its own, so that every machine gives the same bits.
+The sequences stand in docs/engine.md under "float32", and again in native/kernels/float_math.h: built from +, -, *,
+/, min, max, rint, sqrt and exact scaling by powers of two, each rounded on its own: every machine gives the same bits.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _sigmoid(x: F32) -> F32:
 
 
 def _clamped(x: F32, lo: np.float32, hi: np.float32) -> F32:
-    return np.minimum(np.maximum(x, lo), hi)
+    return np.asarray(np.minimum(np.maximum(x, lo), hi))
 
 
 def _gelu_tanh(x: F32) -> F32:
@@ -144,7 +144,7 @@ def _gelu_erf(x: F32) -> F32:
 def _mish(x: F32) -> F32:
     e = _exp(np.minimum(x, F(20)))
     n = e * (e + F(2))
-    return x * (n / (n + F(2)))
+    return np.asarray(x * (n / (n + F(2))), np.float32)
 
 
 def _softplus(x: F32) -> F32:

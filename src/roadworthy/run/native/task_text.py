@@ -1,40 +1,39 @@
-"""The task as the text section of a plan: lines `key<TAB>value`, as native/detect/task.h describes and reads them."""
+"""The task as the text section of a plan: lines `key<TAB>value`, as native/detect/task.h reads them."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from typing import Any
 
-from roadworthy.data.preprocess import Preprocess
-from roadworthy.detect.spec import DecodeSpec
+from roadworthy.model.task import Task
 
-NAMES = ("outputs", "class_names")
-ESCAPES = (("\\", "\\\\"), (";", "\\;"), ("\t", "\\t"), ("\n", "\\n"))
+_NAMES = ("class_names", "outputs")
 
 
-def task_text(preprocess: Preprocess, decode: DecodeSpec) -> str:
-    """One line for every field of both."""
-    parts = [(f.name, getattr(part, f.name)) for part in (preprocess, decode) for f in fields(part)]
-    return "".join(f"{key}\t{_value(key, value)}\n" for key, value in parts)
+def task_text(task: Task | None) -> str:
+    """One line per field of Preprocess and DecodeSpec, and `task_json` with all of it; empty without a task."""
+    if task is None:
+        return ""
+    lines = [f"{f.name}\t{_value(f.name, getattr(part, f.name))}\n" for part in (task.preprocess, task.decode)
+             for f in fields(part)]  # fmt: skip
+    return "".join(lines) + f"task_json\t{task.to_json()}\n"
 
 
 def _value(key: str, value: Any) -> str:
+    if key in _NAMES:
+        return ";".join(_escaped(str(name)) for name in value)
     if key == "anchors":
-        return ";".join(" ".join(_value("", side) for pair in level for side in pair) for level in value)
-    if key in NAMES:
-        return ";".join(_escaped(name) for name in value)
-    if isinstance(value, tuple):
-        return " ".join(_value("", item) for item in value)
+        return ";".join(" ".join(repr(float(side)) for pair in level for side in pair) for level in value)
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(int(value))
-    if isinstance(value, str):
-        return value
-    return repr(value.item() if hasattr(value, "item") else value)
+    if isinstance(value, tuple):
+        return " ".join(repr(v) for v in value)
+    return value if isinstance(value, str) else repr(value)
 
 
 def _escaped(name: str) -> str:
-    for char, written in ESCAPES:
-        name = name.replace(char, written)
+    for plain, written in (("\\", "\\\\"), (";", "\\;"), ("\t", "\\t"), ("\n", "\\n")):
+        name = name.replace(plain, written)
     return name

@@ -1,0 +1,123 @@
+// Dense float convolution, y = unary(bias + sum over taps), as a direct product over taps (gemm_f32.h); compiled once per path.
+//
+// Packed: Finish (64 bytes with padding), bias (n rounded up to W), then per block of kBlock outputs w[taps][k][block];
+// the last block is one or two vectors wide, zeros behind output n.
+// Pixels are taken row by row (a tile does not cross rows, so that one step leads from pixel to pixel), unless the rows of
+// both images follow each other without a gap: then they are one long row. A row is cut into equal tiles: 26 = 13 + 13.
+#pragma once
+#include "float_math.h"
+#include "gemm_f32.h"
+#include "kernels.h"
+
+namespace rw {
+namespace {
+
+constexpr size_t kConvHeader = 64;
+constexpr int64_t kChunkBytes = 192 * 1024;  // of x: what is read again for each block of outputs shall stay in L2
+
+RW_INLINE int padded(int n) { return (n + W - 1) / W * W; }
+
+size_t conv_bytes(const ConvShape& s) {
+  return kConvHeader + sizeof(float) * padded(s.n) * (1 + static_cast<size_t>(s.taps) * s.k);
+}
+
+void conv_pack(const ConvShape& s, const ConvWeights& weights, void* packed) {
+  const int n = padded(s.n), depth = s.taps * s.k;
+  const float* w = static_cast<const float*>(weights.w);
+  const Finish finish = finish_of(weights.e.unary, weights.e.unary_a, weights.e.unary_b);
+  memset(packed, 0, conv_bytes(s));
+  memcpy(packed, &finish, sizeof finish);
+  float* bias = reinterpret_cast<float*>(static_cast<uint8_t*>(packed) + kConvHeader);
+  if (weights.e.float_bias) memcpy(bias, weights.e.float_bias, sizeof(float) * s.n);
+  float* out = bias + n;
+  for (int begin = 0; begin < n; begin += kBlock) {
+    const int width = smaller(kBlock, n - begin);
+    for (int i = 0; i < depth; i++, out += width)
+      for (int c = begin; c < smaller(begin + width, s.n); c++) out[c - begin] = w[static_cast<size_t>(c) * depth + i];
+  }
+}
+
+struct ConvJob {
+  const ConvShape* shape;
+  const ConvRun* run;
+  const Finish* finish;
+  const float* bias;  // of this block
+  const float* w;
+  int n;              // outputs of this block that exist
+};
+
+template <int P, int NV, int... I>
+RW_INLINE void put_clamped(const V* acc, const Finish& f, uint8_t* y, int64_t step, int n, Indices<I...>) {
+  const V lo = set(f.lo), hi = set(f.hi);
+  if (n == NV * W)
+    ((store(reinterpret_cast<float*>(y + (I / NV) * step) + (I % NV) * W, least(hi, greatest(lo, acc[I])))), ...);
+  else
+    ((store(reinterpret_cast<float*>(y + (I / NV) * step) + (I % NV) * W, least(hi, greatest(lo, acc[I])),
+            I % NV == NV - 1 ? n - (NV - 1) * W : W)), ...);
+}
+
+template <int... I> RW_INLINE void put_all(const V* acc, float* y, Indices<I...>) { ((store(y + I * W, acc[I])), ...); }
+
+template <int P, int NV>
+__attribute__((noinline)) void conv_tile(const ConvJob& job, const uint8_t* x, uint8_t* y) {
+  const ConvRun& run = *job.run;
+  V acc[P * NV];
+  Tile<P, NV>().run(acc, x, run.x_pixel, run.tap, job.shape->taps, job.shape->k, job.w, job.bias);
+  if (job.finish->clamps) return put_clamped<P, NV>(acc, *job.finish, y, run.y_pixel, job.n, typename UpTo<P * NV>::type{});
+  alignas(64) float buffer[P * NV * W];
+  put_all(acc, buffer, typename UpTo<P * NV>::type{});
+  apply_unary(buffer, buffer, P * NV * W, job.finish->function, job.finish->a, job.finish->b);
+  for (int p = 0; p < P; p++) {
+    float* out = reinterpret_cast<float*>(y + p * run.y_pixel);
+    for (int v = 0; v < NV; v++)
+      store(out + v * W, load(buffer + (p * NV + v) * W), smaller(W, job.n - v * W));
+  }
+}
+
+using ConvTile = void (*)(const ConvJob&, const uint8_t*, uint8_t*);
+template <int NV, class> struct ConvTiles;
+template <int NV, int... I> struct ConvTiles<NV, Indices<I...>> { static constexpr ConvTile table[] = {conv_tile<I + 1, NV>...}; };
+template <int NV, int... I> constexpr ConvTile ConvTiles<NV, Indices<I...>>::table[];
+
+// Pixels of one row: all blocks of outputs over a chunk of pixels that stays in the cache.
+void conv_row(const ConvShape& s, const ConvRun& run, const uint8_t* x, uint8_t* y, int64_t count) {
+  const uint8_t* packed = static_cast<const uint8_t*>(run.packed);
+  const float* bias = reinterpret_cast<const float*>(packed + kConvHeader);
+  const int n = padded(s.n);
+  const int64_t depth = static_cast<int64_t>(s.taps) * s.k;
+  int64_t chunk = kChunkBytes / (run.x_pixel > 0 ? run.x_pixel : 1) / kMaxPixels * kMaxPixels;
+  if (chunk < 2 * kMaxPixels) chunk = 2 * kMaxPixels;
+  for (int64_t begin = 0; begin < count; begin += chunk) {
+    const int64_t end = begin + chunk < count ? begin + chunk : count;
+    const int64_t tiles = (end - begin + kMaxPixels - 1) / kMaxPixels;
+    for (int c = 0; c < n; c += kBlock) {
+      ConvJob job = {&s, &run, reinterpret_cast<const Finish*>(packed), bias + c, bias + n + c * depth, smaller(kBlock, s.n - c)};
+      const bool wide = n - c > W;
+      int64_t m = begin;
+      for (int64_t t = 0; t < tiles; t++) {
+        const int64_t next = begin + (end - begin) * (t + 1) / tiles, pixels = next - m;
+        const ConvTile tile = wide ? ConvTiles<2, UpTo<kMaxPixels>::type>::table[pixels - 1]
+                                   : ConvTiles<1, UpTo<kMaxPixels>::type>::table[pixels - 1];
+        tile(job, x + m * run.x_pixel, y + m * run.y_pixel + c * static_cast<int64_t>(sizeof(float)));
+        m = next;
+      }
+    }
+  }
+}
+
+void conv_run(const ConvShape& s, const ConvRun& run, int64_t pixel_begin, int64_t pixel_end) {
+  const uint8_t* x = run.x;
+  uint8_t* y = static_cast<uint8_t*>(run.y);
+  const int64_t w = run.out_w;
+  if (run.x_row == w * run.x_pixel && run.y_row == w * run.y_pixel)
+    return conv_row(s, run, x + pixel_begin * run.x_pixel, y + pixel_begin * run.y_pixel, pixel_end - pixel_begin);
+  while (pixel_begin < pixel_end) {
+    const int64_t row = pixel_begin / w, column = pixel_begin % w;
+    const int64_t count = w - column < pixel_end - pixel_begin ? w - column : pixel_end - pixel_begin;
+    conv_row(s, run, x + row * run.x_row + column * run.x_pixel, y + row * run.y_row + column * run.y_pixel, count);
+    pixel_begin += count;
+  }
+}
+
+}  // namespace
+}  // namespace rw

@@ -1,0 +1,6 @@
+// conv_f32 of the avx2 path; see conv_f32.h.
+#include "conv_f32.h"
+
+namespace rw {
+const ConvKernel conv_f32_avx2 = {conv_bytes, conv_pack, conv_run, kMaxPixels};
+}

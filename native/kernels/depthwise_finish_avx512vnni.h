@@ -1,0 +1,140 @@
+// From four vectors of accumulators to 64 results: the epilogues of docs/engine.md for the depthwise kernel.
+//
+// Lane order. Bytes are interleaved by unpack instructions, which work within lanes of 16 bytes, so accumulator j holds in
+// lane L the channels 16*L + 4*j .. + 3. packs_epi32 and packus_epi16 work within lanes too and undo exactly that: the 64
+// codes come out in natural order. Constants are stored in the order of the accumulators (see `channel_of` and pack()).
+#pragma once
+// gcc 12 takes the undefined sources of its own intrinsics for uninitialized variables (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include "kernels.h"
+
+namespace rw {
+namespace {
+
+#define RW_INLINE static inline __attribute__((always_inline))
+
+// What all channels share; at the front of the packed constants.
+struct alignas(64) Head {
+  uint8_t table[256];
+  float poly[96];
+  float poly_a, poly_b;
+  int lo, hi;
+  EpilogueKind kind;
+  int unary;
+  float unary_a, unary_b;
+};
+
+// Constants of 64 channels, in accumulator order; weights [groups][4][64] follow.
+struct alignas(64) Constants {
+  int32_t bias[4][16];
+  float scale[4][16];
+  float out_scale[4][16];
+  int16_t zero[2][32];
+};
+
+struct Acc {
+  __m512i a0, a1, a2, a3;
+};
+
+RW_INLINE __m512 scaled(__m512i acc, const float* scale) { return _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_loadu_ps(scale)); }
+
+// Saturating: within int16 after packs, so that adding the zero point and packing to u8 gives the exact sum's result.
+RW_INLINE __m512i codes(__m512i i0, __m512i i1, __m512i i2, __m512i i3, const Constants& k) {
+  const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(i0, i1), _mm512_load_si512(k.zero[0]));
+  const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(i2, i3), _mm512_load_si512(k.zero[1]));
+  return _mm512_packus_epi16(low, high);
+}
+
+RW_INLINE __m512i rounded(const Acc& a, const Constants& k) {
+  return codes(_mm512_cvtps_epi32(scaled(a.a0, k.scale[0])), _mm512_cvtps_epi32(scaled(a.a1, k.scale[1])),
+               _mm512_cvtps_epi32(scaled(a.a2, k.scale[2])), _mm512_cvtps_epi32(scaled(a.a3, k.scale[3])), k);
+}
+
+// Masked stores of bytes are slow on some CPUs; the branch is always predicted.
+RW_INLINE void store_codes(uint8_t* y, __m512i codes, __mmask64 mask) {
+  if (mask == ~__mmask64{0})
+    _mm512_storeu_si512(y, codes);
+  else if (mask == 0xffffffffu)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(codes));
+  else
+    _mm512_mask_storeu_epi8(y, mask, codes);
+}
+
+template <EpilogueKind>
+struct Finish;
+
+template <>
+struct Finish<EpilogueKind::linear> {
+  static constexpr int out_bytes = 1;
+  __m512i lo, hi;
+  explicit Finish(const Head& h) : lo(_mm512_set1_epi8(static_cast<char>(h.lo))), hi(_mm512_set1_epi8(static_cast<char>(h.hi))) {}
+  inline __attribute__((always_inline)) void operator()(const Acc& a, const Constants& k, uint8_t* y, __mmask64 mask) const {
+    store_codes(y, _mm512_max_epu8(_mm512_min_epu8(rounded(a, k), hi), lo), mask);
+  }
+};
+
+template <>
+struct Finish<EpilogueKind::table> {
+  static constexpr int out_bytes = 1;
+  __m512i t0, t1, t2, t3;
+  explicit Finish(const Head& h)
+      : t0(_mm512_load_si512(h.table)), t1(_mm512_load_si512(h.table + 64)), t2(_mm512_load_si512(h.table + 128)), t3(_mm512_load_si512(h.table + 192)) {}
+  inline __attribute__((always_inline)) void operator()(const Acc& a, const Constants& k, uint8_t* y, __mmask64 mask) const {
+    const __m512i i = rounded(a, k);  // the permutes look at 7 bits; the eighth chooses between them
+    const __m512i low = _mm512_permutex2var_epi8(t0, i, t1), high = _mm512_permutex2var_epi8(t2, i, t3);
+    store_codes(y, _mm512_mask_blend_epi8(_mm512_movepi8_mask(i), low, high), mask);
+  }
+};
+
+template <>
+struct Finish<EpilogueKind::poly> {
+  static constexpr int out_bytes = 1;
+  __m512 c0[2], c1[2], c2[2], a, b;
+  explicit Finish(const Head& h)
+      : c0{_mm512_loadu_ps(h.poly), _mm512_loadu_ps(h.poly + 16)},
+        c1{_mm512_loadu_ps(h.poly + 32), _mm512_loadu_ps(h.poly + 48)},
+        c2{_mm512_loadu_ps(h.poly + 64), _mm512_loadu_ps(h.poly + 80)},
+        a(_mm512_set1_ps(h.poly_a)),
+        b(_mm512_set1_ps(h.poly_b)) {}
+  inline __attribute__((always_inline)) __m512i one(__m512i acc, const float* scale, const float* out_scale) const {
+    const __m512 v = scaled(acc, scale);
+    const __m512 t = _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(_mm512_mul_ps(v, a), b), _mm512_setzero_ps()), _mm512_set1_ps(31.0f));
+    const __m512i i = _mm512_cvttps_epi32(t);
+    const __m512 q2 = _mm512_permutex2var_ps(c2[0], i, c2[1]);
+    const __m512 q1 = _mm512_permutex2var_ps(c1[0], i, c1[1]);
+    const __m512 q0 = _mm512_permutex2var_ps(c0[0], i, c0[1]);
+    const __m512 f = _mm512_add_ps(_mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(q2, v), q1), v), q0);
+    return _mm512_cvtps_epi32(_mm512_mul_ps(f, _mm512_loadu_ps(out_scale)));
+  }
+  inline __attribute__((always_inline)) void operator()(const Acc& x, const Constants& k, uint8_t* y, __mmask64 mask) const {
+    store_codes(y,
+                codes(one(x.a0, k.scale[0], k.out_scale[0]), one(x.a1, k.scale[1], k.out_scale[1]), one(x.a2, k.scale[2], k.out_scale[2]),
+                      one(x.a3, k.scale[3], k.out_scale[3]), k),
+                mask);
+  }
+};
+
+template <>
+struct Finish<EpilogueKind::real> {
+  static constexpr int out_bytes = 4;
+  explicit Finish(const Head&) {}
+  // Lane L of the four vectors holds channels 16*L .. + 15: a transposition of 4 x 4 lanes puts them side by side.
+  inline __attribute__((always_inline)) void operator()(const Acc& a, const Constants& k, uint8_t* y, __mmask64 mask) const {
+    const __m512 v0 = scaled(a.a0, k.scale[0]), v1 = scaled(a.a1, k.scale[1]), v2 = scaled(a.a2, k.scale[2]), v3 = scaled(a.a3, k.scale[3]);
+    const __m512 l01 = _mm512_shuffle_f32x4(v0, v1, 0x44), h01 = _mm512_shuffle_f32x4(v0, v1, 0xee);
+    const __m512 l23 = _mm512_shuffle_f32x4(v2, v3, 0x44), h23 = _mm512_shuffle_f32x4(v2, v3, 0xee);
+    float* out = reinterpret_cast<float*>(y);
+    _mm512_mask_storeu_ps(out, static_cast<__mmask16>(mask), _mm512_shuffle_f32x4(l01, l23, 0x88));
+    _mm512_mask_storeu_ps(out + 16, static_cast<__mmask16>(mask >> 16), _mm512_shuffle_f32x4(l01, l23, 0xdd));
+    _mm512_mask_storeu_ps(out + 32, static_cast<__mmask16>(mask >> 32), _mm512_shuffle_f32x4(h01, h23, 0x88));
+    _mm512_mask_storeu_ps(out + 48, static_cast<__mmask16>(mask >> 48), _mm512_shuffle_f32x4(h01, h23, 0xdd));
+  }
+};
+
+}  // namespace
+}  // namespace rw

@@ -1,0 +1,8 @@
+// unary_f32, binary_f32 and softmax_f32 of the portable path; see elementwise_f32.h.
+#include "elementwise_f32.h"
+
+namespace rw {
+const UnaryFn unary_f32_portable = unary_run;
+const BinaryFn binary_f32_portable = binary_run;
+const SoftmaxFn softmax_f32_portable = softmax_run;
+}

@@ -1,0 +1,39 @@
+// The AVX2 versions of elementwise kernels, pools, resizing and moves; table look-ups and gathering stay scalar.
+#include "elementwise_u8_simd.h"
+#include "pool_u8_simd.h"
+#include "transpose_x86.h"
+
+namespace rw {
+namespace {
+
+// 16 pixels of one plane at a time, spread out by bytes: the divisions are what costs here.
+void quantize_image_row(const float* const* planes, int channels, uint8_t* y, int64_t y_pixel, int w, const float* scale, const int32_t* zero) {
+  if (channels == 1 && y_pixel == 1) return quantize_run(planes[0], 1, y, 1, w, scale[0], zero[0]);
+  const Ints lo = ints(0), hi = ints(255);
+  alignas(16) uint8_t codes[16];
+  for (int c = 0; c < channels; ++c)
+    for (int first = 0; first < w; first += 16) {
+      const int n = w - first < 16 ? w - first : 16;
+      const Floats x = n == 16 ? load_floats(planes[c] + first) : load_floats(planes[c] + first, n);
+      store_codes(codes, to_codes(x / floats(scale[c]), ints(zero[c]), lo, hi));
+      uint8_t* out = y + first * y_pixel + c;
+      for (int i = 0; i < n; ++i) out[i * y_pixel] = codes[i];
+    }
+}
+
+}  // namespace
+
+const AddFn add_u8_avx2 = add_rows;
+const MulFn mul_u8_avx2 = mul_rows;
+const PoolFn maxpool_u8_avx2 = maxpool_rows;
+const PoolFn avgpool_u8_avx2 = avgpool_rows;
+const NearestFn nearest_avx2 = nearest_pixels;
+const LinearFn linear_u8_avx2 = linear_pixels;
+const QuantizeFn quantize_avx2 = quantize_run;
+const QuantizeRowFn quantize_row_avx2 = quantize_each;
+const QuantizePlanesFn quantize_planes_avx2 = quantize_image_row;
+const DequantizeFn dequantize_avx2 = dequantize_run;
+const DequantizeRowFn dequantize_row_avx2 = dequantize_each;
+const TransposeFn transpose_avx2 = transpose_blocks;
+
+}  // namespace rw

@@ -1,0 +1,8 @@
+// maxpool_f32, avgpool_f32 and linear_f32 of the avx2 path; see pool_f32.h.
+#include "pool_f32.h"
+
+namespace rw {
+const PoolFn maxpool_f32_avx2 = maxpool_rows;
+const PoolFn avgpool_f32_avx2 = avgpool_rows;
+const LinearFn linear_f32_avx2 = linear_rows;
+}

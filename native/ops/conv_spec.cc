@@ -1,0 +1,151 @@
+#include "ops/conv_spec.h"
+
+#include <algorithm>
+
+namespace rw {
+namespace {
+
+enum Attribute { KH, KW, SH, SW, TOP, LEFT, DH, DW, CIN, COUT, EPILOGUE, LO, HI, UNARY_FN, UA, UB, POLY_A, POLY_B, KIND };
+enum Blob { WEIGHTS, BIAS, SCALE, ZERO, TABLE, POLY, OUT_SCALE, WEIGHT_SCALE };
+enum WeightKind { PLAIN, STORED_S8, STORED_S16 };
+
+constexpr double kAccumulator = 2147483648.0;   // |acc| stays below: docs/engine.md
+constexpr double kScaled = 1073741824.0;        // and |acc| * multiplier below this
+
+void check_taps(const Source& s, const ConvSpec& c) {
+  const auto inside = [&](int64_t out, int stride, int pad, int kernel, int dilation, int64_t in, int before, int behind) {
+    const int64_t first = -int64_t(pad), last = (out - 1) * stride - pad + int64_t(kernel - 1) * dilation;
+    return first >= -before && last < in + behind;
+  };
+  const Tensor &x = c.x.t, &y = c.y.t;
+  s.require(inside(y.dims[0], c.sh, c.top, c.kh, c.dh, x.dims[0], x.border[0], x.border[2]) &&
+                inside(y.dims[1], c.sw, c.left, c.kw, c.dw, x.dims[1], x.border[1], x.border[3]),
+            "reads outside its input and the border around it");
+}
+
+// Weights that were stored as integers and are computed with as floats.
+template <class T>
+void expand(const Source& s, ConvSpec& c, int64_t count) {
+  const auto scale = s.reals(WEIGHT_SCALE, "weight scales", c.cout);
+  const auto codes = s.blob<T>(WEIGHTS, "weights", count);
+  c.expanded.resize(static_cast<size_t>(count));
+  const int64_t per_channel = count / c.cout;
+  for (int64_t i = 0; i < count; i++) c.expanded[i] = static_cast<float>(codes[i]) * scale[c.depthwise ? i % c.cout : i / per_channel];
+  c.weights = c.expanded.data();
+}
+
+void read_weights(const Source& s, ConvSpec& c) {
+  const int64_t count = int64_t(c.taps()) * c.cout * (c.depthwise ? 1 : c.cin);
+  const int kind = s.integer(KIND, "weight kind", PLAIN, STORED_S16);
+  s.require(kind == PLAIN || !c.integer, "has stored weights, but integer input");
+  const Bytes blob = s.op.blobs[WEIGHTS];
+  if (kind == STORED_S8) return expand<int8_t>(s, c, count);
+  if (kind == STORED_S16) return expand<int16_t>(s, c, count);
+  if (blob.size != static_cast<uint64_t>(count) * (c.integer ? 1 : 4))
+    s.refuse("has " + std::to_string(blob.size) + " bytes of weights and needs " + std::to_string(count * (c.integer ? 1 : 4)));
+  c.weights = blob.data;
+  if (!c.integer && reinterpret_cast<uintptr_t>(blob.data) % alignof(float) != 0) {
+    c.expanded = s.blob<float>(WEIGHTS, "weights", count);
+    c.weights = c.expanded.data();
+  }
+}
+
+// The largest |acc| of each channel must leave room in 32 bits, and so must its product with the multiplier.
+void check_range(const Source& s, const ConvSpec& c) {
+  const auto* w = static_cast<const int8_t*>(c.weights);
+  const int64_t per_channel = int64_t(c.taps()) * (c.depthwise ? 1 : c.cin);
+  const bool scaled = c.e.kind == EpilogueKind::linear || c.e.kind == EpilogueKind::table;
+  for (int n = 0; n < c.cout; n++) {
+    int64_t sum = 0;
+    int least = 0;
+    const int8_t* p = c.depthwise ? w + n : w + n * per_channel;
+    const int64_t step = c.depthwise ? c.cout : 1;
+    for (int64_t k = 0; k < per_channel; k++) {
+      const int v = p[k * step];
+      sum += v < 0 ? -v : v;
+      least = std::min(least, v);
+    }
+    s.require(least >= -127, "has a weight of -128; -127..127 are possible");
+    const double largest = 255.0 * double(sum) + std::fabs(double(c.bias[n]));
+    s.require(largest < kAccumulator, "can overflow 32 bits in its sums");
+    s.require(!scaled || largest * std::fabs(double(c.scale[n])) < kScaled, "can overflow 32 bits behind its multiplier");
+  }
+}
+
+void read_epilogue(const Source& s, ConvSpec& c) {
+  Epilogue& e = c.e;
+  e = {};
+  e.kind = static_cast<EpilogueKind>(s.integer(EPILOGUE, "epilogue", 0, 3));
+  const bool real = e.kind == EpilogueKind::real;
+  s.require(c.integer || real, "computes in floats, but has the epilogue of codes");
+  if (!c.integer) s.require(c.out_float, "computes in floats, but writes codes");
+  s.require(real == c.out_float, "has an epilogue that does not give the type it writes");
+  e.unary = s.integer(UNARY_FN, "unary", 0, kUnaryFunctions);
+  e.unary_a = s.real(UA, "ua");
+  e.unary_b = s.real(UB, "ub");
+  const auto optional = [&](int blob) { return s.op.blobs[blob].size == 0; };
+  if (!c.integer) {
+    c.float_bias = s.reals(BIAS, "biases", c.cout);
+    // Nothing scales a sum of floats; a kernel may read the field all the same.
+    c.scale.assign(c.cout, 1.0f);
+  } else {
+    c.bias = s.blob<int32_t>(BIAS, "biases", c.cout);
+    c.scale = s.reals(SCALE, "scales", c.cout, 1e20);
+  }
+  if (real) {
+    c.zero.assign(c.cout, 0);
+  } else {
+    c.zero = s.integers(ZERO, "zero points", c.cout, 0, 255);
+    e.lo = s.integer(LO, "lo", 0, 255);
+    e.hi = s.integer(HI, "hi", e.lo, 255);
+  }
+  if (e.kind == EpilogueKind::table) c.table = s.blob<uint8_t>(TABLE, "table", 256);
+  if (e.kind == EpilogueKind::poly) {
+    // Bounds that keep v*a + b a number, so that a segment is always found.
+    e.poly_a = s.real(POLY_A, "poly a", 1e6);
+    e.poly_b = s.real(POLY_B, "poly b", 1e6);
+    c.poly = s.reals(POLY, "polynomial", 96);
+    c.out_scale = s.reals(OUT_SCALE, "output scales", c.cout);
+  } else {
+    s.require(optional(POLY) || s.op.blobs[POLY].size == 96 * 4, "has a polynomial of the wrong size");
+  }
+  const auto pointer = [](const auto& v) { return v.empty() ? nullptr : v.data(); };
+  e.bias = pointer(c.bias);
+  e.float_bias = pointer(c.float_bias);
+  e.scale = pointer(c.scale);
+  e.zero = pointer(c.zero);
+  e.out_scale = pointer(c.out_scale);
+  e.table = pointer(c.table);
+  e.poly = pointer(c.poly);
+}
+
+}  // namespace
+
+void read_conv(const Source& s, ConvSpec& c) {
+  c.depthwise = s.op.code == OpCode::DEPTHWISE;
+  c.integer = s.tensors[0].t.dtype == Dtype::u8;
+  c.out_float = s.tensors[1].t.dtype == Dtype::f32;
+  c.x = s.image(0, "x", c.integer ? Dtype::u8 : Dtype::f32);
+  c.y = s.image(1, "y", c.out_float ? Dtype::f32 : Dtype::u8);
+  c.kh = s.integer(KH, "kh", 1, kSize);
+  c.kw = s.integer(KW, "kw", 1, kSize);
+  c.sh = s.integer(SH, "sh", 1, kSize);
+  c.sw = s.integer(SW, "sw", 1, kSize);
+  c.top = s.integer(TOP, "pad top", -kSize, kSize);
+  c.left = s.integer(LEFT, "pad left", -kSize, kSize);
+  c.dh = s.integer(DH, "dh", 1, kSize);
+  c.dw = s.integer(DW, "dw", 1, kSize);
+  c.cin = s.integer(CIN, "cin", 1, 1 << 24);
+  c.cout = s.integer(COUT, "cout", 1, 1 << 24);
+  s.require(c.x.t.dims[2] == c.cin && c.y.t.dims[2] == c.cout, "has channel counts that differ from its tensors'");
+  s.require(!c.depthwise || c.cin == c.cout, "is depthwise with different channel counts");
+  s.require(int64_t(c.kh) * c.kw <= kSize && int64_t(c.kh) * c.kw * c.cin <= INT32_MAX, "has a kernel that is too large");
+  // Kernels read up to 64 bytes further, which the memory of a caller does not have.
+  s.require(c.x.t.space == Space::arena || c.x.t.space == Space::constant, "reads an input or output of the network directly");
+  check_taps(s, c);
+  read_weights(s, c);
+  read_epilogue(s, c);
+  if (c.integer) check_range(s, c);
+}
+
+}  // namespace rw

@@ -1,0 +1,34 @@
+// What a CONV or DEPTHWISE says, checked: shapes, every tap inside the border, constants that cannot overflow.
+#pragma once
+#include <vector>
+
+#include "ops/ops.h"
+
+namespace rw {
+
+struct ConvSpec {
+  bool depthwise, integer, out_float;
+  int kh, kw, sh, sw, top, left, dh, dw, cin, cout;
+  View x, y;
+  Epilogue e;                         // points into the vectors below
+  const void* weights;                // canonical, s8 or f32: in the file, or in one of the vectors below
+  std::vector<float> expanded;
+  std::vector<int32_t> bias, zero;
+  std::vector<float> float_bias, scale, out_scale, poly;
+  std::vector<uint8_t> table;
+
+  int taps() const { return kh * kw; }
+  int64_t pixels() const { return y.t.dims[0] * y.t.dims[1]; }
+  int64_t macs() const { return pixels() * taps() * (depthwise ? 1 : int64_t(cin)) * cout; }
+
+  // The first pixel that tap (0, 0) of output pixel (0, 0) reads.
+  int64_t origin() const { return x.t.offset - top * x.step(0) - left * x.step(1); }
+
+  ConvSpec() = default;
+  ConvSpec(const ConvSpec&) = delete;
+  ConvSpec& operator=(const ConvSpec&) = delete;
+};
+
+void read_conv(const Source& source, ConvSpec& spec);
+
+}  // namespace rw
