@@ -2,8 +2,8 @@
 
     take the best box that is left; drop every box whose IoU with it is above the threshold; repeat
 
-`nms` runs in C++ (native/detect/nms.cc) where the native module is built and the numbers are float32; `nms_numpy` is the
-same in NumPy, the fallback and what the fast one must equal.
+`nms` runs in C++ (native/detect/nms.cc) where the native module is built and the numbers are float32; `nms_numpy` is
+the same in NumPy, the fallback and what the fast one must equal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def nms(
     if classes is not None:
         classes = np.asarray(classes)
     if boxes.size != 4 * len(scores) or (classes is not None and len(classes) != len(scores)):
-        raise InputError(f"NMS got {boxes.size // 4} boxes and {len(scores)} scores; give one score (and class) per box")
+        raise InputError(
+            f"NMS got {boxes.size // 4} boxes and {len(scores)} scores; give one score (and class) per box"
+        )
     if not 0 <= iou_threshold <= 1:
         raise InputError(f"iou_threshold {iou_threshold} is outside 0..1; give a fraction")
     if np.isnan(score_threshold):
