@@ -208,7 +208,8 @@ def test_a_value_twice_in_a_concat_in_two_and_read_with_a_border(axis: int):
 
     nodes = [pointwise("x", "a"), N("Relu", ["a"], ["r"]), N("Concat", ["a", "r", "a"], ["f"], axis=axis),
              N("Concat", ["r", "f", "x"], ["h"], axis=axis), N("Conv", ["a", "k"], ["c"], pads=[1, 1, 1, 1]),
-             N("Conv", ["f", "u"], ["d"], pads=[2, 0, 0, 2]), N("Conv", ["h", "v"], ["e"], pads=[0, 1, 1, 0])]  # fmt: skip
+             N("Conv", ["f", "u"], ["d"], pads=[2, 0, 0, 2]),
+             N("Conv", ["h", "v"], ["e"], pads=[0, 1, 1, 0])]  # fmt: skip
     weights = {"w": rand(4, 4, 1, 1), "k": rand(3, 4, 3, 3) / 6, "u": rand(2, sized(4, 4, 4), 3, 3) / 8,
                "v": rand(2, sized(4, 12, 4), 2, 2) / 8}  # fmt: skip
     check(nodes, weights, outputs=("c", "d", "e"))
@@ -270,7 +271,7 @@ def test_other_outputs_than_the_models_own():
     "node, weights, words",
     [
         (N("Resize", ["x", "", "s"], ["y"], mode="cubic", name="up"), {"s": np.float32([1, 1, 2, 2])}, "'up'.*cubic"),
-        (N("InstanceNormalization", ["x", "s", "s"], ["y"], name="norm"), {"s": rand(4)}, "InstanceNormalization 'norm'"),
+        (N("InstanceNormalization", ["x", "s", "s"], ["y"], name="norm"), {"s": rand(4)}, "'norm'"),
         (N("MatMul", ["x", "x"], ["y"], name="attention"), {}, "'attention'"),
         (N("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2], name="pool"), {}, "'pool'.*dilated"),
         (N("ReduceMean", ["x"], ["y"], axes=[1], name="mean"), {}, "'mean'"),
