@@ -1,6 +1,6 @@
 // Every path of conv_u8 against plain loops written from docs/engine.md, bit by bit.
 //
-//   g++ -std=c++17 -O2 -ffp-contract=off -DROADWORTHY_X86 -Inative native/tests/conv_u8_test.cc conv_u8_*.o -o conv_u8_test
+//   g++ -std=c++17 -O2 -ffp-contract=off -Inative native/tests/conv_u8_test.cc conv_u8_*.o -o conv_u8_test
 //
 // with the kernel files compiled as CMakeLists.txt says. Shapes are drawn at random, ragged in everything. The input ends 64
 // bytes in front of a page that must not be touched (or begins behind one), and the whole output buffer is compared, so that
@@ -256,7 +256,7 @@ int main(int argc, char** argv) {
     const ConvKernel* kernel;
   };
   std::vector<Path> paths = {{"portable", &rw::conv_u8_portable}};
-#if defined(ROADWORTHY_X86)
+#if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2")) paths.push_back({"avx2", &rw::conv_u8_avx2});
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
     paths.push_back({"avx512vnni", &rw::conv_u8_avx512vnni});
