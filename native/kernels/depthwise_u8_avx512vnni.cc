@@ -260,20 +260,26 @@ __attribute__((noinline)) void slide2_lanes(const Line& line, const F& epilogue)
   }
 }
 
-// Any kernel, stride and dilation.
+RW_INLINE Acc group(const uint8_t* p, const int64_t* at) { return interleave(load(p + at[0]), load(p + at[1]), load(p + at[2]), load(p + at[3])); }
+
+// Any kernel, stride and dilation; two outputs share the loads of weights and offsets.
 template <class F>
 __attribute__((noinline)) void general(const Line& line, const F& epilogue) {
   const Line t = line;
   const F finish = epilogue;
-  for (int i = 0; i < t.n; ++i) {
-    const uint8_t* p = t.x + i * t.x_step;
-    Acc a = bias(*t.k);
-    for (int g = 0; g < t.groups; ++g) {
-      const int64_t* at = t.offset + g * 4;
-      multiply(a, interleave(load(p + at[0]), load(p + at[1]), load(p + at[2]), load(p + at[3])), t.w + g * 4);
-    }
-    finish(a, *t.k, t.y + i * t.y_step, i + 1 == t.n ? t.last : t.mask);
+  const uint8_t* p = t.x;
+  uint8_t* y = t.y;
+  int i = t.n;
+  for (; i >= 2; i -= 2, p += 2 * t.x_step, y += 2 * t.y_step) {
+    Acc a = bias(*t.k), b = a;
+    for (int g = 0; g < t.groups; ++g) multiply(a, group(p, t.offset + g * 4), b, group(p + t.x_step, t.offset + g * 4), t.w + g * 4);
+    finish(a, *t.k, y, t.mask);
+    finish(b, *t.k, y + t.y_step, i == 2 ? t.last : t.mask);
   }
+  if (i == 0) return;
+  Acc a = bias(*t.k);
+  for (int g = 0; g < t.groups; ++g) multiply(a, group(p, t.offset + g * 4), t.w + g * 4);
+  finish(a, *t.k, y, t.last);
 }
 
 __mmask64 lanes(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
