@@ -35,7 +35,7 @@ struct Layer {
 };
 const Layer nano[] = {{104, 16, 2, 1}, {104, 16, 1, 1}, {52, 32, 2, 1}, {52, 32, 1, 4},  {52, 64, 1, 4},
                       {26, 64, 2, 2},  {26, 64, 1, 9},  {13, 64, 1, 4}, {13, 128, 2, 2}, {13, 128, 1, 2}};
-const Layer others[] = {{56, 24, 1, 1}, {56, 96, 1, 1}, {28, 116, 1, 1}, {28, 144, 1, 1}, {28, 58, 1, 1}, {112, 32, 1, 1}};
+const Layer others[] = {{56, 24, 1, 1}, {56, 96, 1, 1}, {28, 116, 1, 1}, {28, 144, 1, 1}, {28, 58, 1, 1}, {112, 32, 1, 1}, {28, 128, 1, 1}, {14, 64, 2, 1}};
 
 Times depthwise(rw::Isa isa, const Layer& l, int k, rw::EpilogueKind kind, int repeats) {
   const rw::DepthwiseShape s = {k, k, l.stride, l.stride, 1, 1, l.c, kind == rw::EpilogueKind::real};
