@@ -47,33 +47,46 @@ void sort_digits(std::vector<uint64_t>* keys, std::vector<uint64_t>* spare, int 
 }  // namespace
 
 void Nms::sort(const float* scores, int64_t n, float threshold) {
-  keys_.clear();
-  if (keys_.capacity() < static_cast<size_t>(n)) keys_.reserve(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    if (!(scores[i] >= threshold)) {
-      if (std::isnan(scores[i])) fail("score " + std::to_string(i) + " is NaN; give numbers");
-      continue;
-    }
-    keys_.push_back(uint64_t(descending(scores[i])) << 32 | static_cast<uint32_t>(i));
+  keys_.resize(static_cast<size_t>(n));
+  size_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {  // without branches, as which scores pass is not predictable
+    keys_[count] = uint64_t(descending(scores[i])) << 32 | static_cast<uint32_t>(i);
+    count += !(scores[i] < threshold);  // NaN passes, to be found below
   }
-  if (keys_.size() <= kFewBoxes) {
+  keys_.resize(count);
+  if (count <= kFewBoxes) {
     std::sort(keys_.begin(), keys_.end());
-    return;
+  } else {
+    spare_.resize(count);
+    sort_digits(&keys_, &spare_, count < 4096 ? 8 : 11);
   }
-  spare_.resize(keys_.size());
-  sort_digits(&keys_, &spare_, keys_.size() < 4096 ? 8 : 11);
+  if (!count) return;
+  for (uint64_t key : {keys_.front(), keys_.back()}) {  // NaN sorts before or behind every number, by its sign
+    const uint32_t i = static_cast<uint32_t>(key);
+    if (std::isnan(scores[i])) fail("score " + std::to_string(i) + " is NaN; give numbers");
+  }
 }
 
-// Fills the arrays in sorted order; returns whether they are tame: every coordinate is 0 or between 1e-8 and 1e18, so that a side
-// is 0 or at least 1e-8 * 2^-24, and products of two sides lie within 1e-31 and 1e37.
-bool Nms::gather(const float* boxes, const int32_t* labels, double iou_threshold) {
+// Whether every coordinate is 0 or between 1e-8 and 1e18: then a side is 0 or at least 1e-8 * 2^-24, and products of two sides
+// lie within 1e-31 and 1e37. Compared as integers, which vectorizes.
+bool Nms::tame(const float* boxes, int64_t n) {
+  constexpr int32_t low = 0x322bcc77, high = 0x5d5e0b6b;  // 1e-8f, 1e18f
+  int32_t wild = 0;
+  for (int64_t i = 0; i < 4 * n; ++i) {
+    int32_t u;
+    memcpy(&u, boxes + i, 4);
+    u &= 0x7fffffff;
+    wild |= (-(u < low) & u) | -(u > high);
+  }
+  return wild == 0;
+}
+
+// Fills the arrays in sorted order.
+void Nms::gather(const float* boxes, const int32_t* labels, double iou_threshold) {
   const size_t n = keys_.size(), padded = (n + 15) / 16 * 16;
   for (auto* array : {&x1_, &y1_, &x2_, &y2_, &bound_}) array->resize(padded);
   index_.resize(padded);
   if (labels) label_.resize(padded);
-  const float factor = static_cast<float>(iou_threshold / (1 + iou_threshold) * (1 - 1.0 / (1 << 18)));
-  bool tame = iou_threshold == 0 || iou_threshold > 1e-6;
-  auto between = [](float v) { return (v >= 1e-8f) & (v <= 1e18f); };
   for (size_t k = 0; k < n; ++k) {
     const uint32_t i = static_cast<uint32_t>(keys_[k]);
     float box[4];
@@ -82,20 +95,23 @@ bool Nms::gather(const float* boxes, const int32_t* labels, double iou_threshold
     y1_[k] = box[1];
     x2_[k] = box[2];
     y2_[k] = box[3];
-    bound_[k] = std::max(box[2] - box[0], 0.0f) * std::max(box[3] - box[1], 0.0f) * factor;
-    for (float v : box) tame &= between(std::fabs(v)) | (v == 0);
     index_[k] = static_cast<int32_t>(i);
     if (labels) label_[k] = labels[i];
   }
-  if (!tame) {
-    for (size_t k = 0; k < n; ++k)
-      if (!std::isfinite(x1_[k]) || !std::isfinite(y1_[k]) || !std::isfinite(x2_[k]) || !std::isfinite(y2_[k]))
-        fail("box " + std::to_string(index_[k]) + " has a coordinate that is not finite; give numbers");
+  for (size_t k = n; k < padded; ++k) x1_[k] = y1_[k] = x2_[k] = y2_[k] = 0;
+  const float factor = static_cast<float>(iou_threshold / (1 + iou_threshold) * (1 - 1.0 / (1 << 18)));
+  for (size_t k = 0; k < padded; ++k) {
+    const float w = x2_[k] - x1_[k], h = y2_[k] - y1_[k];
+    bound_[k] = (w > 0 ? w : 0) * (h > 0 ? h : 0) * factor;
   }
-  for (size_t k = n; k < padded; ++k) x1_[k] = y1_[k] = x2_[k] = y2_[k] = bound_[k] = 0;
   alive_.assign(padded / 16, 0xffff);
   if (n % 16) alive_.back() = static_cast<uint16_t>((1u << n % 16) - 1);
-  return tame;
+}
+
+void Nms::require_finite() const {
+  for (size_t k = 0; k < keys_.size(); ++k)
+    if (!std::isfinite(x1_[k]) || !std::isfinite(y1_[k]) || !std::isfinite(x2_[k]) || !std::isfinite(y2_[k]))
+      fail("box " + std::to_string(index_[k]) + " has a coordinate that is not finite; give numbers");
 }
 
 // Moves the living boxes of groups [group, groups) together, from `group` on; returns the new number of groups.
@@ -123,7 +139,9 @@ const std::vector<int32_t>& Nms::run(const float* boxes, const float* scores, co
   kept_.clear();
   sort(scores, n, options.score_threshold);
   if (options.max_detections == 0 || keys_.empty()) return kept_;
-  const bool tame = gather(boxes, labels, options.iou_threshold);
+  gather(boxes, labels, options.iou_threshold);
+  const bool tame = Nms::tame(boxes, n) && (options.iou_threshold == 0 || options.iou_threshold > 1e-6);
+  if (!tame) require_finite();
   const BoxArrays s = {x1_.data(), y1_.data(), x2_.data(), y2_.data(), bound_.data(), labels ? label_.data() : nullptr, tame};
   const size_t limit = static_cast<size_t>(options.max_detections < 0 ? n : options.max_detections);
   int64_t groups = static_cast<int64_t>(alive_.size()), left = static_cast<int64_t>(keys_.size());

@@ -2,6 +2,7 @@
 // with it is strictly above the threshold, repeat; of equal scores the earlier index comes first.
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -10,7 +11,7 @@ namespace rw {
 
 struct NmsOptions {
   double iou_threshold = 0.65;     // 0..1
-  float score_threshold = -3.4e38f;  // boxes below take no part
+  float score_threshold = -std::numeric_limits<float>::infinity();  // boxes below take no part
   int64_t max_detections = -1;     // at most so many are kept; -1: all
 };
 
@@ -26,7 +27,9 @@ class Nms {
 
  private:
   void sort(const float* scores, int64_t n, float threshold);
-  bool gather(const float* boxes, const int32_t* labels, double iou_threshold);
+  static bool tame(const float* boxes, int64_t n);
+  void gather(const float* boxes, const int32_t* labels, double iou_threshold);
+  void require_finite() const;
   int64_t compact(int64_t group, int64_t groups, bool labelled);
 
   const Kernels& kernels_;

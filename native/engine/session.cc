@@ -40,6 +40,8 @@ Session::Session(Bytes file, const Options& options) : kernels_(kernels(choose_i
   inputs_ = plan.inputs;
   outputs_ = plan.outputs;
   text_ = plan.text;
+  if (plan.arena_bytes > options.memory_limit)
+    fail("The plan wants an arena of " + std::to_string(plan.arena_bytes) + " bytes; " + std::to_string(options.memory_limit) + " are allowed.");
   arena_ = Buffer(plan.arena_bytes + kSlack);
   copy_constants(plan);
   bases_.resize(2 + inputs_.size() + outputs_.size());
@@ -47,7 +49,7 @@ Session::Session(Bytes file, const Options& options) : kernels_(kernels(choose_i
   bases_[1] = constants_.data();
 
   for (const PlanOp& op : plan.ops) {
-    Source source{op, kernels_, {}, threads, options.winograd, static_cast<size_t>(kLargest) - weight_bytes_};
+    Source source{op, kernels_, {}, threads, options.winograd, static_cast<size_t>(options.memory_limit - std::min<uint64_t>(options.memory_limit, weight_bytes_))};
     for (int id : op.tensors) source.tensors.push_back(view_of(plan, id));
     const Space target = source.tensors.back().t.space;
     source.require(target == Space::arena || target == Space::output, "writes to an input or a constant");
@@ -152,6 +154,12 @@ void Session::run_border(void* context, int, int) {
   const Task& task = *static_cast<Task*>(context);
   const View& y = task.op->written;
   if (y.t.has_border()) fill_border(y, task.session->bases_.data(), 0, y.t.dims[0], true, true);
+}
+
+double Session::cost() const {
+  double sum = 0;
+  for (const auto& op : operations_) sum += op->cost;
+  return sum;
 }
 
 void Session::bind(const float* const* inputs, float* const* outputs) {

@@ -21,6 +21,7 @@ struct Options {
   bool pin = false;       // or ROADWORTHY_PIN=1
   bool poison = false;    // fills the arena with garbage before each run, for tests
   int winograd = -1;      // -1: by the rule in ops/conv.cc; 0: never; 2, 4: wherever possible, that tile
+  uint64_t memory_limit = kLargest;   // bytes of the arena, and of the packed weights; a larger plan is refused
 };
 
 struct OpTime {
@@ -48,6 +49,7 @@ class Session {
   int threads() const { return pool_->threads(); }
   size_t arena_bytes() const { return arena_.bytes(); }
   size_t weight_bytes() const { return weight_bytes_; }
+  double cost() const;                          // of a run in nanoseconds of one core, very roughly
 
   void run(const float* const* inputs, float* const* outputs);
 

@@ -31,7 +31,7 @@ Layout layout(const ConvShape& s, int vectors) {
   l.scale = lanes;
   l.out_scale = 2 * lanes;
   l.zero = 3 * lanes;
-  l.weights = 3 * lanes + static_cast<size_t>(64) * ((vectors + 1) / 2);
+  l.weights = 4 * lanes;
   l.bytes = l.weights + static_cast<size_t>(tap_depth(s)) / 4 * s.taps * lanes;
   return l;
 }
@@ -62,14 +62,7 @@ void pack_block(const ConvShape& s, const ConvWeights& c, int c0, int vectors, u
       memcpy(to + l.bias + 4 * at, c.e.bias + channel, 4);
       memcpy(to + l.scale + 4 * at, c.e.scale + channel, 4);
       if (c.e.kind == EpilogueKind::poly) memcpy(to + l.out_scale + 4 * at, c.e.out_scale + channel, 4);
-      if (c.e.kind != EpilogueKind::real) {
-        const auto zero = static_cast<int16_t>(c.e.zero[channel]);
-        // The last vector without a partner is packed with itself.
-        const int pair = j / 2, first = lane / 4 * 8 + lane % 4;
-        int16_t* zeros = reinterpret_cast<int16_t*>(to + l.zero) + 32 * pair;
-        zeros[first + 4 * (j % 2)] = zero;
-        if (j % 2 == 0 && j + 1 == vectors) zeros[first + 4] = zero;
-      }
+      if (c.e.kind != EpilogueKind::real) memcpy(to + l.zero + 4 * at, c.e.zero + channel, 4);
       for (int t = 0; t < s.taps; ++t)
         for (int k = 0; k < s.k; ++k)
           to[l.weights + ((t * depth + k) / 4 * vectors + j) * 64 + 4 * lane + k % 4] =
@@ -95,66 +88,72 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   }
 }
 
-// Finds the pixels of tiles. Where rows follow each other without a gap, the image is one long row.
+// Walks over the pixels of a range. Where rows follow each other without a gap, the image is one long row.
 class Pixels {
  public:
-  Pixels(const ConvRun& r, uint8_t* y, int64_t begin) : x_(r.x), y_(y), run_(r) {
+  Pixels(const ConvRun& r, uint8_t* y, int64_t begin) : run_(r), y_(y) {
     const bool dense = r.x_row == r.out_w * r.x_pixel && r.y_row == r.out_w * r.y_pixel;
     width_ = dense ? INT64_MAX : r.out_w;
     row_ = dense ? 0 : begin / width_;
     column_ = dense ? begin : begin % width_;
   }
 
-  // The next `count` pixels; the places up to `total` repeat the last one.
-  void next(int count, int total, const uint8_t** x, uint8_t** y) {
-    const uint8_t* px = x_ + row_ * run_.x_row + column_ * run_.x_pixel;
-    uint8_t* py = y_ + row_ * run_.y_row + column_ * run_.y_pixel;
-    if (count == total && column_ + count < width_) {
-      for (int m = 0; m < count; ++m, px += run_.x_pixel, py += run_.y_pixel) x[m] = px, y[m] = py;
-      column_ += count;
-      return;
+  // Tiles of `pixels` pixels, at most `left` pixels together: all that fit into the row, or the one that goes beyond its end.
+  // With fewer than a tile left, the last pixel stands for those that are missing. Returns the pixels taken.
+  int64_t next(int pixels, int64_t left, Strip* strip) {
+    const int64_t room = width_ - column_ < left ? width_ - column_ : left;
+    strip->tiles = room >= pixels ? room / pixels : 1;
+    strip->x_step = pixels * run_.x_pixel, strip->y_step = pixels * run_.y_pixel;
+    const int64_t taken = strip->tiles * pixels < left ? strip->tiles * pixels : left;
+    const uint8_t* x = run_.x + row_ * run_.x_row + column_ * run_.x_pixel;
+    uint8_t* y = y_ + row_ * run_.y_row + column_ * run_.y_pixel;
+    if (room >= pixels) {
+      for (int m = 0; m < pixels; ++m, x += run_.x_pixel, y += run_.y_pixel) strip->x[m] = x, strip->y[m] = y;
+      column_ += taken;
+      if (column_ == width_) column_ = 0, ++row_;
+      return taken;
     }
-    for (int m = 0; m < count; ++m) {
-      x[m] = px, y[m] = py;
-      px += run_.x_pixel, py += run_.y_pixel;
-      if (++column_ == width_) {
-        column_ = 0, ++row_;
-        px = x_ + row_ * run_.x_row, py = y_ + row_ * run_.y_row;
-      }
+    for (int m = 0; m < pixels; ++m) {
+      strip->x[m] = x, strip->y[m] = y;
+      if (m + 1 >= taken) continue;
+      step();
+      x = run_.x + row_ * run_.x_row + column_ * run_.x_pixel, y = y_ + row_ * run_.y_row + column_ * run_.y_pixel;
     }
-    for (int m = count; m < total; ++m) x[m] = x[count - 1], y[m] = y[count - 1];
+    step();
+    return taken;
   }
 
  private:
-  const uint8_t* x_;
-  uint8_t* y_;
+  void step() {
+    if (++column_ == width_) column_ = 0, ++row_;
+  }
+
   const ConvRun& run_;
+  uint8_t* y_;
   int64_t width_, row_, column_;
 };
 
-void run_block(const ConvRun& r, const Block& b, const TileShape& tile, uint8_t* y0, int64_t begin, int64_t end) {
+void run_block(const ConvRun& r, const Block& b, const TileShape& tile, uint8_t* y, int64_t begin, int64_t end) {
   const int kind = b.head->kind;
-  const uint8_t* x[kMostPixels];
-  uint8_t* y[kMostPixels];
-  Pixels pixels(r, y0, begin);
+  Strip strip;
+  Pixels pixels(r, y, begin);
   int64_t left = end - begin;
-  for (; left >= tile.pixels; left -= tile.pixels) {
-    pixels.next(tile.pixels, tile.pixels, x, y);
-    tile.run[kind](b, x, y);
+  while (left >= tile.pixels) {
+    left -= pixels.next(tile.pixels, left, &strip);
+    tile.run[kind](b, strip);
   }
   if (left == 0) return;
   if (end - begin > tile.pixels) {  // the last tile overlaps the one before and writes the same again
-    Pixels back(r, y0, end - tile.pixels);
-    back.next(tile.pixels, tile.pixels, x, y);
-    tile.run[kind](b, x, y);
+    Pixels(r, y, end - tile.pixels).next(tile.pixels, tile.pixels, &strip);
+    tile.run[kind](b, strip);
   } else if (left < 3) {
-    for (; left > 0; --left) {
-      pixels.next(1, 1, x, y);
-      tile.single[kind](b, x, y);
+    while (left > 0) {
+      left -= pixels.next(1, left, &strip);
+      tile.single[kind](b, strip);
     }
   } else {
-    pixels.next(static_cast<int>(left), tile.pixels, x, y);
-    tile.run[kind](b, x, y);
+    pixels.next(tile.pixels, left, &strip);
+    tile.run[kind](b, strip);
   }
 }
 
@@ -172,7 +171,7 @@ void run(const ConvShape& s, const ConvRun& r, int64_t pixel_begin, int64_t pixe
     b.bias = reinterpret_cast<const int32_t*>(at + l.bias);
     b.channels.scale = reinterpret_cast<const float*>(at + l.scale);
     b.channels.out_scale = reinterpret_cast<const float*>(at + l.out_scale);
-    b.channels.zero = reinterpret_cast<const int16_t*>(at + l.zero);
+    b.channels.zero = reinterpret_cast<const int32_t*>(at + l.zero);
     b.w = reinterpret_cast<const int8_t*>(at + l.weights);
     b.valid = s.n - c0 < 16 * vectors ? s.n - c0 : 16 * vectors;
     b.whole = b.valid == 16 * vectors;

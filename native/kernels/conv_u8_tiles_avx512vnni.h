@@ -25,6 +25,15 @@ struct Block {
   bool whole;       // every channel of the block is valid
 };
 
+// Pixels at equal distances: `tiles` tiles, each a step behind the one before it. Within a tile the pixels may lie anywhere.
+constexpr int kMostPixels = 12;
+
+struct Strip {
+  const uint8_t* x[kMostPixels];
+  uint8_t* y[kMostPixels];
+  int64_t tiles, x_step, y_step;
+};
+
 // The intrinsic makes gcc copy accumulators around; the instruction itself does not.
 #define RW_DOT(acc, x, w) asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w))
 #define RW_FOUR(p) _mm512_set1_epi32(*reinterpret_cast<const int32_unaligned*>(p))
@@ -50,6 +59,8 @@ typedef int32_t int32_unaligned __attribute__((aligned(1), may_alias));
 #define RW_QUADS_1(F) F(0, 0, 0, 0)
 #define RW_QUADS_12(F) F(0, 1, 2, 3) F(4, 5, 6, 7) F(8, 9, 10, 11)
 
+RW_INLINE void store_real(const Block&, uint8_t*, const PolyRef&, int) {}
+
 RW_INLINE void store_codes(const Block& b, uint8_t* y, __m512i codes) {
   if (b.whole)
     _mm512_storeu_si512(y, codes);
@@ -71,32 +82,32 @@ RW_INLINE void store_codes(const Block& b, uint8_t* y, __m128i codes) {
     _mm_mask_storeu_epi8(y, static_cast<__mmask16>(b.mask), codes);
 }
 
-RW_INLINE void store_real(const Block& b, uint8_t* y, __m512i acc, int j) {
-  const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(b.channels.scale + 16 * j));
+RW_INLINE void store_real(const Block& b, uint8_t* y, const Accumulators& a, int j) {
+  const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(a.acc), _mm512_load_ps(b.channels.scale + 16 * j));
   if (b.whole)
     _mm512_storeu_ps(y + 64 * j, v);
   else
     _mm512_mask_storeu_ps(y + 64 * j, static_cast<__mmask16>(b.mask >> (16 * j)), v);
 }
 
-template <EpilogueKind kind>
-RW_INLINE void finish_4(const Block& b, uint8_t* y, __m512i a0, __m512i a1, __m512i a2, __m512i a3) {
+template <EpilogueKind kind, typename A>
+RW_INLINE void finish_4(const Block& b, uint8_t* y, const A& a0, const A& a1, const A& a2, const A& a3) {
   const RequantHead& h = *b.head;
   if (kind == EpilogueKind::real) {
     store_real(b, y, a0, 0), store_real(b, y, a1, 1), store_real(b, y, a2, 2), store_real(b, y, a3, 3);
   } else {
-    const __m512i p = requant_pair<kind>(h, b.channels, a0, 0, a1, 1), q = requant_pair<kind>(h, b.channels, a2, 2, a3, 3);
+    const __m512i p = requant_pair(b.channels, a0, 0, a1, 1), q = requant_pair(b.channels, a2, 2, a3, 3);
     store_codes(b, y, requant_codes<kind>(h, p, q));
   }
 }
 
-template <EpilogueKind kind>
-RW_INLINE void finish_3(const Block& b, uint8_t* y, __m512i a0, __m512i a1, __m512i a2) {
+template <EpilogueKind kind, typename A>
+RW_INLINE void finish_3(const Block& b, uint8_t* y, const A& a0, const A& a1, const A& a2) {
   const RequantHead& h = *b.head;
   if (kind == EpilogueKind::real) {
     store_real(b, y, a0, 0), store_real(b, y, a1, 1), store_real(b, y, a2, 2);
   } else {
-    const __m512i p = requant_pair<kind>(h, b.channels, a0, 0, a1, 1), q = requant_pair<kind>(h, b.channels, a2, 2, a2, 2);
+    const __m512i p = requant_pair(b.channels, a0, 0, a1, 1), q = requant_pair(b.channels, a2, 2, a2, 2);
     const __m512i together = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0);
     const __m512i codes = _mm512_permutexvar_epi32(together, requant_codes<kind>(h, p, q));
     if (b.whole) {
@@ -108,13 +119,13 @@ RW_INLINE void finish_3(const Block& b, uint8_t* y, __m512i a0, __m512i a1, __m5
   }
 }
 
-template <EpilogueKind kind>
-RW_INLINE void finish_2(const Block& b, uint8_t* ya, __m512i a0, __m512i a1, uint8_t* yb, __m512i b0, __m512i b1) {
+template <EpilogueKind kind, typename A>
+RW_INLINE void finish_2(const Block& b, uint8_t* ya, const A& a0, const A& a1, uint8_t* yb, const A& b0, const A& b1) {
   const RequantHead& h = *b.head;
   if (kind == EpilogueKind::real) {
     store_real(b, ya, a0, 0), store_real(b, ya, a1, 1), store_real(b, yb, b0, 0), store_real(b, yb, b1, 1);
   } else {
-    const __m512i p = requant_pair<kind>(h, b.channels, a0, 0, a1, 1), q = requant_pair<kind>(h, b.channels, b0, 0, b1, 1);
+    const __m512i p = requant_pair(b.channels, a0, 0, a1, 1), q = requant_pair(b.channels, b0, 0, b1, 1);
     const __m512i apart = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     const __m512i codes = _mm512_permutexvar_epi64(apart, requant_codes<kind>(h, p, q));
     store_codes(b, ya, _mm512_castsi512_si256(codes));
@@ -122,14 +133,14 @@ RW_INLINE void finish_2(const Block& b, uint8_t* ya, __m512i a0, __m512i a1, uin
   }
 }
 
-template <EpilogueKind kind>
-RW_INLINE void finish_1(const Block& b, uint8_t* y0, __m512i a0, uint8_t* y1, __m512i a1, uint8_t* y2, __m512i a2, uint8_t* y3,
-                        __m512i a3) {
+template <EpilogueKind kind, typename A>
+RW_INLINE void finish_1(const Block& b, uint8_t* y0, const A& a0, uint8_t* y1, const A& a1, uint8_t* y2, const A& a2, uint8_t* y3,
+                        const A& a3) {
   const RequantHead& h = *b.head;
   if (kind == EpilogueKind::real) {
     store_real(b, y0, a0, 0), store_real(b, y1, a1, 0), store_real(b, y2, a2, 0), store_real(b, y3, a3, 0);
   } else {
-    const __m512i p = requant_pair<kind>(h, b.channels, a0, 0, a1, 0), q = requant_pair<kind>(h, b.channels, a2, 0, a3, 0);
+    const __m512i p = requant_pair(b.channels, a0, 0, a1, 0), q = requant_pair(b.channels, a2, 0, a3, 0);
     const __m512i apart = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i codes = _mm512_permutexvar_epi32(apart, requant_codes<kind>(h, p, q));
     store_codes(b, y0, _mm512_castsi512_si128(codes));
@@ -142,7 +153,7 @@ RW_INLINE void finish_1(const Block& b, uint8_t* y0, __m512i a0, uint8_t* y1, __
 #define RW_ACC(m, j) __m512i a##m##_##j = _mm512_load_si512(b.bias + 16 * j);
 #define RW_WEIGHT(m, j) const __m512i w##j = _mm512_load_si512(w + 64 * j);
 #define RW_MAC(m, j) RW_DOT(a##m##_##j, four, w##j);
-#define RW_POINTER(m) const uint8_t* const x##m = x[m];
+#define RW_POINTER(m) const uint8_t* const x##m = strip.x[m];
 
 #define RW_START_1(m) RW_VECTORS_1(RW_ACC, m)
 #define RW_START_2(m) RW_VECTORS_2(RW_ACC, m)
@@ -152,21 +163,66 @@ RW_INLINE void finish_1(const Block& b, uint8_t* y0, __m512i a0, uint8_t* y1, __
 #define RW_STEP_2(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_2(RW_MAC, m) }
 #define RW_STEP_3(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_3(RW_MAC, m) }
 #define RW_STEP_4(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_4(RW_MAC, m) }
-#define RW_FINISH_1(m0, m1, m2, m3) finish_1<kind>(b, y[m0], a##m0##_0, y[m1], a##m1##_0, y[m2], a##m2##_0, y[m3], a##m3##_0);
-#define RW_FINISH_2(m0, m1) finish_2<kind>(b, y[m0], a##m0##_0, a##m0##_1, y[m1], a##m1##_0, a##m1##_1);
-#define RW_FINISH_3(m) finish_3<kind>(b, y[m], a##m##_0, a##m##_1, a##m##_2);
-#define RW_FINISH_4(m) finish_4<kind>(b, y[m], a##m##_0, a##m##_1, a##m##_2, a##m##_3);
+#define RW_A(m, j) Accumulators{a##m##_##j}
+#define RW_FINISH_1(m, n, o, p) \
+  finish_1<kind>(b, y[m] + y_at, RW_A(m, 0), y[n] + y_at, RW_A(n, 0), y[o] + y_at, RW_A(o, 0), y[p] + y_at, RW_A(p, 0));
+#define RW_FINISH_2(m, n) finish_2<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), y[n] + y_at, RW_A(n, 0), RW_A(n, 1));
+#define RW_FINISH_3(m) finish_3<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), RW_A(m, 2));
+#define RW_FINISH_4(m) finish_4<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), RW_A(m, 2), RW_A(m, 3));
 
-#define RW_TILE(pixels, vectors, groups)                                                                  \
-  template <EpilogueKind kind>                                                                            \
-  void tile_##pixels##x##vectors(const Block& b, const uint8_t* const* x, uint8_t* const* y) {            \
-    RW_PIXELS_##pixels(RW_POINTER) RW_PIXELS_##pixels(RW_START_##vectors) const int8_t* w = b.w;          \
-    const int32_t* const last = b.tap + b.taps;                                                           \
-    for (const int32_t* tap = b.tap; tap != last; ++tap)                                                  \
-      for (int64_t at = *tap, end = at + b.depth; at < end; at += 4, w += 64 * vectors) {                 \
-        RW_VECTORS_##vectors(RW_WEIGHT, 0) RW_PIXELS_##pixels(RW_STEP_##vectors)                          \
-      }                                                                                                   \
-    groups##_##pixels(RW_FINISH_##vectors)                                                                \
+// The second pass of POLY over a tile.
+template <int pixels, int vectors>
+RW_INLINE void finish_kept(const Block& b, const PolyValue* kept, uint8_t* const* y, int64_t y_at) {
+  constexpr EpilogueKind kind = EpilogueKind::poly;
+  const PolyTables t = poly_tables(*b.head);
+#define RW_KEPT(m, j) PolyRef{kept[(m) * vectors + j], t}
+  if (vectors == 4) {
+    for (int m = 0; m < pixels; ++m)
+      finish_4<kind>(b, y[m] + y_at, RW_KEPT(m, 0), RW_KEPT(m, 1), RW_KEPT(m, 2), RW_KEPT(m, 3));
+  } else if (vectors == 3) {
+    for (int m = 0; m < pixels; ++m) finish_3<kind>(b, y[m] + y_at, RW_KEPT(m, 0), RW_KEPT(m, 1), RW_KEPT(m, 2));
+  } else if (vectors == 2) {
+    for (int m = 0; m < pixels; m += 2) {  // a single pixel stands for its neighbour, too
+      const int n = pixels == 1 ? 0 : m + 1;
+      finish_2<kind>(b, y[m] + y_at, RW_KEPT(m, 0), RW_KEPT(m, 1), y[n] + y_at, RW_KEPT(n, 0), RW_KEPT(n, 1));
+    }
+  } else {
+    for (int m = 0; m < pixels; m += 4) {
+      const int n = pixels == 1 ? 0 : m + 1, o = pixels == 1 ? 0 : m + 2, p = pixels == 1 ? 0 : m + 3;
+      finish_1<kind>(b, y[m] + y_at, RW_KEPT(m, 0), y[n] + y_at, RW_KEPT(n, 0), y[o] + y_at, RW_KEPT(o, 0), y[p] + y_at,
+                     RW_KEPT(p, 0));
+    }
+  }
+#undef RW_KEPT
+}
+
+#define RW_KEEP(m, j) poly_locate(*b.head, b.channels, a##m##_##j, j, kept + kVectors * m + j);
+#define RW_KEEP_1(m) RW_VECTORS_1(RW_KEEP, m)
+#define RW_KEEP_2(m) RW_VECTORS_2(RW_KEEP, m)
+#define RW_KEEP_3(m) RW_VECTORS_3(RW_KEEP, m)
+#define RW_KEEP_4(m) RW_VECTORS_4(RW_KEEP, m)
+
+#define RW_TILE(pixels, vectors, groups)                                                                             \
+  template <EpilogueKind kind>                                                                                       \
+  void tile_##pixels##x##vectors(const Block& block, const Strip& strip) {                                           \
+    const Block b = block; /* a copy that stores through y cannot change */                                          \
+    uint8_t* const* const y = strip.y;                                                                               \
+    RW_PIXELS_##pixels(RW_POINTER) const int32_t* const last = b.tap + b.taps;                                       \
+    constexpr int kVectors = vectors;                                                                                \
+    PolyValue kept[pixels * vectors];                                                                                \
+    int64_t x_at = 0, y_at = 0;                                                                                      \
+    for (int64_t tile = strip.tiles; tile > 0; --tile, x_at += strip.x_step, y_at += strip.y_step) {                 \
+      RW_PIXELS_##pixels(RW_START_##vectors) const int8_t* w = b.w;                                                  \
+      for (const int32_t* tap = b.tap; tap != last; ++tap)                                                           \
+        for (int64_t at = *tap + x_at, end = at + b.depth; at < end; at += 4, w += 64 * vectors) {                   \
+          RW_VECTORS_##vectors(RW_WEIGHT, 0) RW_PIXELS_##pixels(RW_STEP_##vectors)                                   \
+        }                                                                                                            \
+      if (kind == EpilogueKind::poly) {                                                                              \
+        RW_PIXELS_##pixels(RW_KEEP_##vectors) finish_kept<pixels, vectors>(b, kept, y, y_at);                     \
+      } else {                                                                                                       \
+        groups##_##pixels(RW_FINISH_##vectors)                                                                       \
+      }                                                                                                              \
+    }                                                                                                                \
   }
 
 RW_TILE(6, 4, RW_SINGLES)
@@ -178,9 +234,7 @@ RW_TILE(1, 2, RW_PAIRS)
 RW_TILE(12, 1, RW_QUADS)
 RW_TILE(1, 1, RW_QUADS)
 
-constexpr int kMostPixels = 12;
-
-using TileFn = void (*)(const Block&, const uint8_t* const*, uint8_t* const*);
+using TileFn = void (*)(const Block&, const Strip&);
 
 struct TileShape {
   int pixels;

@@ -134,7 +134,7 @@ inline int steps(const ResizeShape& s) { return (s.out_w * 3 + 31) / 32; }
 
 size_t packed_bytes(const ResizeShape& s) {
   size_t fast = sizeof(Head) + static_cast<size_t>(steps(s)) * sizeof(Step);
-  return fast + resize_u8_portable.packed_bytes(s);
+  return fast + resize_u8_avx2.packed_bytes(s);
 }
 
 // Which value of a step lane `lane` of vector `half` holds.
@@ -183,7 +183,7 @@ void pack(const ResizeShape& s, const int32_t* column, const int16_t* weight, vo
     }
     memcpy(at, &step, sizeof step);
   }
-  if (head.window == none) resize_u8_portable.pack(s, column, weight, at);
+  if (head.window == none) resize_u8_avx2.pack(s, column, weight, at);
 }
 
 constexpr __mmask64 kLowBytes = 0x5555555555555555;
@@ -196,7 +196,7 @@ void row(const ResizeShape& s, const void* packed, const uint8_t* x, int16_t* y)
   const Window window = static_cast<const Head*>(packed)->window;
   const Step* step = reinterpret_cast<const Step*>(static_cast<const char*>(packed) + sizeof(Head));
   const int count = steps(s);
-  if (window == none) return resize_u8_portable.row(s, step, x, y);
+  if (window == none) return resize_u8_avx2.row(s, step, x, y);
   for (int k = 0; k < count; ++k, ++step, y += 32) {
     const uint8_t* from = x + step->base[0];
     const __m512i i0 = _mm512_loadu_si512(step->index[0]), i1 = _mm512_loadu_si512(step->index[1]);

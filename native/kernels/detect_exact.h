@@ -23,8 +23,9 @@ inline bool exact_above(const BoxArrays& s, int64_t i, int64_t j, double thresho
   return shared / both > threshold;
 }
 
-// The bits of `ask` whose box is above the threshold, in float64.
-inline unsigned exact_bits(const BoxArrays& s, int64_t box, int64_t group, unsigned ask, double threshold) {
+// The bits of `ask` whose box is above the threshold, in float64. Rarely called, and kept out of the loops: inlined, it makes
+// the compiler hold the box in scalar registers and broadcast them instead of broadcasting from memory.
+__attribute__((noinline, unused)) unsigned exact_bits(const BoxArrays& s, int64_t box, int64_t group, unsigned ask, double threshold) {
   unsigned above = 0;
   for (; ask; ask &= ask - 1) {
     int lane = __builtin_ctz(ask);

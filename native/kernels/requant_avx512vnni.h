@@ -38,32 +38,65 @@ struct alignas(64) RequantHead {
 struct RequantChannels {
   const float* scale;
   const float* out_scale;
-  const int16_t* zero;  // as _mm512_packs_epi32 orders them: 32 per pair of vectors
+  const int32_t* zero;
 };
 
-RW_INLINE __m512 requant_poly(const RequantHead& h, __m512 v) {
-  __m512 t = _mm512_add_ps(_mm512_mul_ps(v, _mm512_set1_ps(h.poly_a)), _mm512_set1_ps(h.poly_b));
-  t = _mm512_min_ps(_mm512_max_ps(t, _mm512_setzero_ps()), _mm512_set1_ps(31.0f));
-  const __m512i i = _mm512_cvttps_epi32(t);
-  const __m512 c0 = _mm512_permutex2var_ps(_mm512_load_ps(h.poly), i, _mm512_load_ps(h.poly + 16));
-  const __m512 c1 = _mm512_permutex2var_ps(_mm512_load_ps(h.poly + 32), i, _mm512_load_ps(h.poly + 48));
-  const __m512 c2 = _mm512_permutex2var_ps(_mm512_load_ps(h.poly + 64), i, _mm512_load_ps(h.poly + 80));
-  return _mm512_add_ps(_mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(c2, v), c1), v), c0);
+// POLY goes in two passes, since its steps depend on each other over some 50 cycles, and a scheduler full of waiting instructions
+// stops everything behind them. Between the passes lie, per vector of accumulators:
+struct PolyValue {
+  __m512 v;        // the real value
+  __m512i segment;
+};
+
+RW_INLINE void poly_locate(const RequantHead& h, const RequantChannels& c, __m512i acc, int j, PolyValue* to) {
+  const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(c.scale + 16 * j));
+  const __m512 t = _mm512_add_ps(_mm512_mul_ps(v, _mm512_set1_ps(h.poly_a)), _mm512_set1_ps(h.poly_b));
+  // The upper bound as an integer, which any pipe can do; what is too large for an unsigned one becomes the largest.
+  const __m512i segment = _mm512_cvttps_epu32(_mm512_max_ps(t, _mm512_setzero_ps()));
+  to->v = v;
+  to->segment = _mm512_min_epu32(segment, _mm512_set1_epi32(31));
 }
 
-// One vector of accumulators to integers, in front of the zero point. `j` is the vector's place in the block.
-template <EpilogueKind kind>
-RW_INLINE __m512i requant_round(const RequantHead& h, const RequantChannels& c, __m512i acc, int j) {
-  __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(c.scale + 16 * j));
-  if (kind == EpilogueKind::poly) v = _mm512_mul_ps(requant_poly(h, v), _mm512_load_ps(c.out_scale + 16 * j));
-  return _mm512_cvtps_epi32(v);  // half to even, the default rounding mode
+// The polynomial, to be kept in registers: from memory its tables would take six loads per vector, of two per cycle.
+struct PolyTables {
+  __m512 c[6];
+};
+
+RW_INLINE PolyTables poly_tables(const RequantHead& h) {
+  return {{_mm512_load_ps(h.poly), _mm512_load_ps(h.poly + 16), _mm512_load_ps(h.poly + 32), _mm512_load_ps(h.poly + 48),
+           _mm512_load_ps(h.poly + 64), _mm512_load_ps(h.poly + 80)}};
 }
 
-// Two vectors to 32 int16 with the zero point, saturating.
-template <EpilogueKind kind>
-RW_INLINE __m512i requant_pair(const RequantHead& h, const RequantChannels& c, __m512i a, int ja, __m512i b, int jb) {
-  const __m512i q = _mm512_packs_epi32(requant_round<kind>(h, c, a, ja), requant_round<kind>(h, c, b, jb));
-  return _mm512_adds_epi16(q, _mm512_load_si512(c.zero + 32 * (ja / 2)));
+// What tiles hand to the epilogue: accumulators, or for POLY values and the tables.
+struct Accumulators {
+  __m512i acc;
+};
+struct PolyRef {
+  const PolyValue& value;
+  const PolyTables& tables;
+};
+
+// To integers with the zero point. `j` is the vector's place in the block. The zero point is added in 32 bits, where nothing
+// saturates yet: the result is the same, and vpaddd runs beside vpdpbusd where vpaddsw takes its turn.
+RW_INLINE __m512i requant_round(const RequantChannels& c, const Accumulators& a, int j) {
+  const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(a.acc), _mm512_load_ps(c.scale + 16 * j));
+  return _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_load_si512(c.zero + 16 * j));  // half to even, the default mode
+}
+
+RW_INLINE __m512i requant_round(const RequantChannels& c, const PolyRef& p, int j) {
+  const __m512 v = p.value.v;
+  const __m512i i = p.value.segment;
+  __m512 f = _mm512_mul_ps(_mm512_permutex2var_ps(p.tables.c[4], i, p.tables.c[5]), v);
+  f = _mm512_mul_ps(_mm512_add_ps(f, _mm512_permutex2var_ps(p.tables.c[2], i, p.tables.c[3])), v);
+  f = _mm512_add_ps(f, _mm512_permutex2var_ps(p.tables.c[0], i, p.tables.c[1]));
+  f = _mm512_mul_ps(f, _mm512_load_ps(c.out_scale + 16 * j));
+  return _mm512_add_epi32(_mm512_cvtps_epi32(f), _mm512_load_si512(c.zero + 16 * j));
+}
+
+// Two vectors to 32 int16, saturating.
+template <typename A>
+RW_INLINE __m512i requant_pair(const RequantChannels& c, const A& a, int ja, const A& b, int jb) {
+  return _mm512_packs_epi32(requant_round(c, a, ja), requant_round(c, b, jb));
 }
 
 // Two such pairs to 64 codes.

@@ -41,15 +41,14 @@ RW_INLINE V set(float x) { return _mm512_set1_ps(x); }
 RW_INLINE V fused(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 RW_INLINE V greatest(V lo, V x) { return _mm512_max_ps(lo, x); }
 RW_INLINE V least(V hi, V x) { return _mm512_min_ps(hi, x); }
-RW_INLINE V to_nearest(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 RW_INLINE V root(V x) { return _mm512_sqrt_ps(x); }
-RW_INLINE V times_power(V x, V k) { return _mm512_scalef_ps(x, k); }  // x * 2^k, k whole
 RW_INLINE Bits bits(V x) { return _mm512_castps_si512(x); }
 RW_INLINE V floats(Bits x) { return _mm512_castsi512_ps(x); }
 RW_INLINE Bits whole(int32_t x) { return _mm512_set1_epi32(x); }
 RW_INLINE Bits both(Bits a, Bits b) { return _mm512_and_si512(a, b); }
 RW_INLINE Bits differ(Bits a, Bits b) { return _mm512_xor_si512(a, b); }
 RW_INLINE Bits minus(Bits a, Bits b) { return _mm512_sub_epi32(a, b); }
+RW_INLINE Bits plus(Bits a, Bits b) { return _mm512_add_epi32(a, b); }
 RW_INLINE Bits down23(Bits a) { return _mm512_srai_epi32(a, 23); }  // arithmetic
 RW_INLINE Bits up23(Bits a) { return _mm512_slli_epi32(a, 23); }
 RW_INLINE V converted(Bits a) { return _mm512_cvtepi32_ps(a); }
@@ -72,18 +71,14 @@ RW_INLINE V set(float x) { return _mm256_set1_ps(x); }
 RW_INLINE V fused(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 RW_INLINE V greatest(V lo, V x) { return _mm256_max_ps(lo, x); }
 RW_INLINE V least(V hi, V x) { return _mm256_min_ps(hi, x); }
-RW_INLINE V to_nearest(V x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 RW_INLINE V root(V x) { return _mm256_sqrt_ps(x); }
-RW_INLINE V times_power(V x, V k) {
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(k), _mm256_set1_epi32(127));
-  return x * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
-}
 RW_INLINE Bits bits(V x) { return _mm256_castps_si256(x); }
 RW_INLINE V floats(Bits x) { return _mm256_castsi256_ps(x); }
 RW_INLINE Bits whole(int32_t x) { return _mm256_set1_epi32(x); }
 RW_INLINE Bits both(Bits a, Bits b) { return _mm256_and_si256(a, b); }
 RW_INLINE Bits differ(Bits a, Bits b) { return _mm256_xor_si256(a, b); }
 RW_INLINE Bits minus(Bits a, Bits b) { return _mm256_sub_epi32(a, b); }
+RW_INLINE Bits plus(Bits a, Bits b) { return _mm256_add_epi32(a, b); }
 RW_INLINE Bits down23(Bits a) { return _mm256_srai_epi32(a, 23); }
 RW_INLINE Bits up23(Bits a) { return _mm256_slli_epi32(a, 23); }
 RW_INLINE V converted(Bits a) { return _mm256_cvtepi32_ps(a); }
@@ -116,18 +111,12 @@ RW_INLINE V chosen(Bits mask, V yes, V no) { return floats((mask & bits(yes)) | 
 RW_INLINE V fused(V a, V b, V c) { return a * b + c; }
 RW_INLINE V greatest(V lo, V x) { return chosen(lo > x, lo, x); }
 RW_INLINE V least(V hi, V x) { return chosen(hi < x, hi, x); }
-// Adding 1.5 * 2^23 leaves no bits below the point; right for |x| < 2^22, and there is no vector instruction for it before SSE4.1.
-RW_INLINE V to_nearest(V x) { return (x + set(12582912.0f)) - set(12582912.0f); }
 RW_INLINE V root(V x) { return V{__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])}; }
-RW_INLINE V times_power(V x, V k) {
-  // k + 1.5 * 2^23 holds k in its lowest bits; a conversion of NaN would be undefined
-  const Bits exponent = bits(k + set(12582912.0f)) - bits(set(12582912.0f)) + 127;
-  return x * floats((Bits)((UnsignedBits)exponent << 23));
-}
 RW_INLINE Bits whole(int32_t x) { return Bits{x, x, x, x}; }
 RW_INLINE Bits both(Bits a, Bits b) { return a & b; }
 RW_INLINE Bits differ(Bits a, Bits b) { return a ^ b; }
 RW_INLINE Bits minus(Bits a, Bits b) { return (Bits)((UnsignedBits)a - (UnsignedBits)b); }
+RW_INLINE Bits plus(Bits a, Bits b) { return (Bits)((UnsignedBits)a + (UnsignedBits)b); }
 RW_INLINE Bits down23(Bits a) { return a >> 23; }
 RW_INLINE Bits up23(Bits a) { return (Bits)((UnsignedBits)a << 23); }
 RW_INLINE V converted(Bits a) {

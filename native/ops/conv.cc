@@ -6,6 +6,7 @@
 namespace rw {
 namespace {
 
+constexpr int64_t kPiece = 16384;   // bytes
 constexpr int kSplit = 64;   // channels of a part: a multiple of every kernel's block
 
 // Rough speed of one core in multiply-adds per nanosecond.
@@ -27,7 +28,7 @@ int winograd_tile(const ConvSpec& c, int forced) {
 }
 
 Buffer packed_buffer(const Source& s, size_t bytes, size_t taken) {
-  if (bytes > s.weight_limit || taken > s.weight_limit - bytes) s.refuse("takes the packed weights over 4 GiB");
+  if (bytes > s.weight_limit || taken > s.weight_limit - bytes) s.refuse("takes the packed weights over what is allowed");
   return Buffer(bytes);
 }
 
@@ -57,11 +58,20 @@ class DenseConv : public Operation {
     const bool split = s.threads > 1 && grains < 2 * s.threads && c.cout >= 2 * kSplit && !y_.t.has_border();
     int parts = split ? std::min(2 * s.threads, c.cout / kSplit) : 1;
     const int step = ((c.cout + parts - 1) / parts + kSplit - 1) / kSplit * kSplit;
+    Epilogue epilogue = c.e;
+    if (c.integer && c.out_float && c.e.unary != 0) {
+      // The float kernels have their own way to apply a function; the integer one leaves it to this operation.
+      unary_ = s.kernels.unary_f32;
+      function_ = c.e.unary;
+      a_ = c.e.unary_a;
+      b_ = c.e.unary_b;
+      epilogue.unary = 0;
+    }
     const size_t per_channel = size_t(shape_.taps) * shape_.k * element_of_weights(c);
     for (int first = 0; first < c.cout; first += parts == 1 ? c.cout : step) {
       ConvShape shape = shape_;
       shape.n = parts == 1 ? c.cout : std::min(step, c.cout - first);
-      ConvWeights weights{static_cast<const uint8_t*>(c.weights) + first * per_channel, part_of(c.e, first)};
+      ConvWeights weights{static_cast<const uint8_t*>(c.weights) + first * per_channel, part_of(epilogue, first)};
       Buffer packed = packed_buffer(s, kernel_.packed_bytes(shape), weight_bytes);
       kernel_.pack(shape, weights, packed.data());
       weight_bytes += packed.bytes();
@@ -113,7 +123,24 @@ class DenseConv : public Operation {
   void run_part(Bases bases, ConvRun r, const Part& part, int64_t begin, int64_t end) const {
     r.packed = part.packed.data();
     r.y = y_.at(bases) + part.first * y_.t.element();
-    kernel_.run(part.shape, r, begin, end);
+    if (!unary_) return kernel_.run(part.shape, r, begin, end);
+    // In pieces, so that the function finds its values in the first cache.
+    const int64_t piece = std::max<int64_t>(1, kPiece / (part.shape.n * 4) / kernel_.tile) * kernel_.tile;
+    for (int64_t i = begin; i < end; i += piece) {
+      const int64_t last = std::min(end, i + piece);
+      kernel_.run(part.shape, r, i, last);
+      apply_unary(part, r, i, last);
+    }
+  }
+
+  void apply_unary(const Part& part, const ConvRun& r, int64_t begin, int64_t end) const {
+    const bool dense = r.y_pixel == part.shape.n * 4;
+    for (int64_t i = begin; i < end;) {
+      const int64_t row = i / r.out_w, run = dense ? std::min(end, (row + 1) * r.out_w) - i : 1;
+      auto* y = reinterpret_cast<float*>(static_cast<uint8_t*>(r.y) + row * r.y_row + i % r.out_w * r.y_pixel);
+      unary_(y, y, run * part.shape.n, function_, a_, b_);
+      i += run;
+    }
   }
 
   const ConvKernel& kernel_;
@@ -123,6 +150,9 @@ class DenseConv : public Operation {
   ConvShape shape_;
   std::vector<int32_t> taps_;
   std::vector<Part> parts_;
+  UnaryFn unary_ = nullptr;
+  int function_ = 0;
+  float a_ = 0, b_ = 0;
 };
 
 class DepthwiseConv : public Operation {

@@ -110,7 +110,7 @@ int main(int argc, char** argv) {
   const std::string path = argc > 1 ? argv[1] : "avx512vnni", part = argc > 2 ? argv[2] : "";
   const rw::ConvKernel* kernel = &rw::conv_u8_portable;
 #if defined(ROADWORTHY_X86)
-//AVX2  if (path == "avx2") kernel = &rw::conv_u8_avx2;
+  if (path == "avx2") kernel = &rw::conv_u8_avx2;
   if (path == "avx512vnni") kernel = &rw::conv_u8_avx512vnni;
 #endif
   printf("%s, us median (best), fraction of the vpdpbusd peak\n%-22s %26s %26s %26s %26s\n", path.c_str(), "shape", "LINEAR",

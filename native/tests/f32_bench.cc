@@ -29,7 +29,7 @@ template <class F> Time measure(F f) {
 
 double peak = 1;  // FLOP/s
 
-#if defined(ROADWORTHY_X86)
+#if defined(__x86_64__)
 __attribute__((target("avx512f"), noinline)) void burn512(int n) {
   for (int i = 0; i < n; i++)
     asm volatile("vfmadd231ps %%zmm30,%%zmm31,%%zmm0\n vfmadd231ps %%zmm30,%%zmm31,%%zmm1\n vfmadd231ps %%zmm30,%%zmm31,%%zmm2\n"
@@ -110,6 +110,25 @@ void winograd(const rw::WinogradKernel& k, int size, int cin, int cout) {
   line(text, 2.0 * size * size * 9 * cin * cout, t);
 }
 
+// All convolutions of YOLOX-Nano at 416 x 416: how often, cin, cout (or channels), output size, stride.
+void network(const rw::Kernels& k) {
+  const int pointwise[][4] = {{2, 16, 16, 104}, {1, 16, 32, 104}, {2, 32, 16, 104}, {8, 32, 32, 52}, {1, 32, 32, 104}, {1, 32, 64, 52}, {2, 64, 32, 52},
+                              {4, 64, 64, 13}, {15, 64, 64, 26}, {7, 64, 64, 52}, {1, 64, 128, 26}, {2, 128, 32, 52}, {6, 128, 64, 26}, {5, 128, 128, 13},
+                              {3, 128, 128, 26}, {1, 128, 256, 13}, {1, 256, 64, 13}, {2, 256, 64, 26}, {6, 256, 128, 13}, {2, 256, 256, 13}, {1, 512, 256, 13}};
+  const int heads[][4] = {{1, 64, 1, 13}, {1, 64, 1, 26}, {1, 64, 1, 52}, {1, 64, 4, 13}, {1, 64, 4, 26}, {1, 64, 4, 52}, {1, 64, 80, 13}, {1, 64, 80, 26}, {1, 64, 80, 52}};
+  const int depthwise_layers[][4] = {{1, 16, 104, 1}, {4, 32, 52, 1}, {4, 64, 13, 1}, {9, 64, 26, 1}, {4, 64, 52, 1}, {2, 128, 13, 1},
+                                     {1, 16, 104, 2}, {1, 32, 52, 2}, {2, 64, 26, 2}, {2, 128, 13, 2}};
+  for (int unary : {0, 5}) {
+    double dense = 0, deep = 0;
+    for (const auto& s : pointwise) dense += s[0] * conv(k, s[3], s[3], s[1], s[2], 1, 1, unary, false);
+    for (const auto& s : heads) dense += s[0] * conv(k, s[3], s[3], s[1], s[2], 1, 1, 0, false);
+    for (const auto& s : depthwise_layers) deep += s[0] * depthwise(k, s[2], s[1], 3, s[3], unary);
+    const double stem = conv(k, 208, 208, 12, 16, 3, 1, unary, true);
+    printf("YOLOX-Nano, sums of the best times%s: pointwise %.0f us, depthwise %.0f us, stem %.0f us, together %.0f us\n",
+           unary ? " with SiLU" : "", dense * 1e6, deep * 1e6, stem * 1e6, (dense + deep + stem) * 1e6);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -119,6 +138,10 @@ int main(int argc, char** argv) {
     if (wanted != name(isa)) continue;
     const rw::Kernels& k = rw::kernels(isa);
     find_peak();
+    if (only == "yolox") {
+      network(k);
+      continue;
+    }
     printf("%s; measured peak %.0f GFLOP/s\n", name(isa), peak / 1e9);
     if (only.empty() || only == "conv") {
       const int pointwise[][3] = {{208, 16, 16}, {104, 32, 16}, {104, 16, 32}, {104, 32, 32}, {52, 64, 64}, {52, 32, 64}, {52, 64, 32},

@@ -6,7 +6,7 @@ bytes. Steps that look at images share one calibration pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.observers import OBSERVERS
 from roadworthy.quantize.place import Placement, place
 from roadworthy.quantize.quantize import activation_encodings, incompatible_merges, quantize_units
+from roadworthy.quantize.refine import refine
 from roadworthy.quantize.statistics import Statistics
 from roadworthy.run.targets import TARGETS
 
@@ -39,9 +40,15 @@ class Calibration:
 
     @classmethod
     def of(
-        cls, model: Model, samples: Samples, values: Sequence[str], progress: Progress | None = None
+        cls,
+        model: Model,
+        samples: Samples,
+        values: Sequence[str],
+        progress: Progress | None = None,
+        channels: Collection[str] = (),
     ) -> dict[str, Statistics]:
-        """Statistics of at least these values, with channel means of every unit's input.
+        """Statistics of at least these values, with channel means of every unit's input, and histograms of every
+        channel of `channels`.
 
         The first time, every value that any target would ask for is measured: what else is read from a runtime decides
         what it fuses, so statistics taken for one target differ in the last bit from those taken for two.
@@ -49,9 +56,11 @@ class Calibration:
         key = cls._key(model, samples)
         known = cls._kept.get(key, {})
         if not known:
-            every = [v for t in TARGETS.values() for v in place(model.ir, t).observed]
-            values = tuple(dict.fromkeys((*every, *values)))
+            every = [place(model.ir, t) for t in TARGETS.values()]
+            values = tuple(dict.fromkeys((*(v for p in every for v in p.observed), *values)))
+            channels = {*channels, *(v for p in every for v in p.channels)}
         missing = [v for v in values if v not in known or not known[v].histogram]
+        missing += [v for v in channels if v in known and known[v].channels is None and v not in missing]
         axes = {n: a for n, a in channel_axes(model).items() if n not in known or n in missing}
         if missing or axes:
             task = model.task
@@ -59,7 +68,7 @@ class Calibration:
                 raise InputError("calibration needs the task of the model; give it with --task")
             preprocess = task.preprocess
             tensors = prefetch(samples, lambda s: preprocess(s.image())[0])
-            known = {**known, **calibrate(model, missing, tensors, 0, progress, axes)}
+            known = {**known, **calibrate(model, missing, tensors, 0, progress, axes, channels)}
             cls._kept = {key: known}
         return known
 
@@ -102,8 +111,10 @@ class Quantize:
     def __call__(self, model: Model, samples: Samples) -> Model:
         placement = self.placement(model, samples)
         target = TARGETS[self.target]
-        statistics = Calibration.of(model, samples, placement.observed)
+        statistics = Calibration.of(model, samples, placement.observed, channels=placement.channels)
         activations = activation_encodings(placement, statistics, target, self.observer)
+        if target.whole:
+            activations = refine(model, placement, statistics, activations)
         store = {n: 16 if n in self.wide else 8 for n in placement.why_float if n not in set(self.float_weights)}
         return quantize_units(model, placement, activations, self.weight_observer, store)
 
@@ -113,6 +124,8 @@ class Quantize:
         keep = frozenset(self.keep_float) | frozenset(self.float_weights) | frozenset(self.wide)
         target = TARGETS[self.target]
         first = place(model.ir, target, keep)
+        if target.whole:
+            return first
         statistics = Calibration.of(model, samples, first.observed)
         apart = incompatible_merges(first, statistics)
         return place(model.ir, target, keep, frozenset(apart)) if apart else first

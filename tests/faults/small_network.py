@@ -72,7 +72,9 @@ def network(seed: int = 0) -> Model:
 def quantized(model: Model, target: str = "ort", observer: str = "mse") -> Model:
     """int8 with corrected biases, calibrated on other images than `images(k)` gives by default."""
     placement = place(model.ir, TARGETS[target])
-    statistics = calibrate(model, placement.observed, images(16, seed=7), 1, None, channel_axes(model))
+    statistics = calibrate(
+        model, placement.observed, images(16, seed=7), 1, None, channel_axes(model), placement.channels
+    )
     activations = activation_encodings(placement, statistics, TARGETS[target], observer)
     small = quantize_units(model, placement, activations, "mse", {n: 8 for n in placement.why_float})
     return correct_bias(small, statistics)

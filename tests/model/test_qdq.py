@@ -28,7 +28,7 @@ NODES = [N("Conv", ["x", "w", "b"], ["a"]), N("Relu", ["a"], ["r"]), N("Conv", [
 
 def quantized(model: Model, target: str = "ort", keep_float: frozenset = frozenset(), bits: int = 8) -> Model:
     placement = place(model.ir, TARGETS[target], keep_float)
-    statistics = calibrate(model, placement.observed, X, 1)
+    statistics = calibrate(model, placement.observed, X, 1, per_channel=placement.channels)
     activations = activation_encodings(placement, statistics, TARGETS[target], "minmax")
     return quantize_units(model, placement, activations, "minmax", {n: bits for n in placement.why_float})
 
@@ -38,7 +38,7 @@ def ops(data: bytes) -> list[str]:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.data(), st.sampled_from(["ort", "openvino"]), st.sampled_from([8, 16]))
+@given(st.data(), st.sampled_from(["ort", "openvino", "native"]), st.sampled_from([8, 16]))
 def test_any_network_goes_out_and_comes_back(data, target: str, bits: int):
     """Loads on both runtimes, gives the same encodings back and the same bytes again, and still is the network."""
     proto = random_network(lambda n: data.draw(st.integers(0, n - 1)), seed=1)
@@ -49,7 +49,7 @@ def test_any_network_goes_out_and_comes_back(data, target: str, bits: int):
     assert to_qdq(back) == exported
     assert not has_qdq(back)
     before = ort(proto, X[0])
-    results = [TARGETS[t].runner(exported, 1).run({"x": X[0]}) for t in TARGETS]
+    results = [TARGETS[t].runner(exported, 1).run({"x": X[0]}) for t in ("ort", "openvino")]
     results.append(ort(back.float_bytes(), X[0]))  # weights rounded, activations not
     for result in results:
         assert list(result) == list(before)

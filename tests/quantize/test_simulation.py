@@ -28,7 +28,7 @@ X = [rand(1, 3, 16, 16, seed=k) for k in range(4)]
 
 def quantized(model: Model, target: str = "ort", observer: str = "minmax", **others) -> Model:
     placement = place(model.ir, TARGETS[target], **others)
-    statistics = calibrate(model, placement.observed, X, 1)
+    statistics = calibrate(model, placement.observed, X, 1, per_channel=placement.channels)
     activations = activation_encodings(placement, statistics, TARGETS[target], observer)
     return quantize_units(model, placement, activations, observer, {n: 8 for n in placement.why_float})
 

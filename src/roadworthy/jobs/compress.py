@@ -89,6 +89,8 @@ class Settings:
             raise InputError(f"--max-drop is {self.max_drop:g}; give points between 0 and 100")
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
+        if self.target == "native" and not TARGETS["native"].available():
+            raise InputError("the target native is not built into this installation; use --target ort")
         if self.target == "openvino" and not openvino.available():
             raise InputError(
                 "the target openvino is not installed; `pip install 'roadworthy[openvino]'`, or use --target ort"
@@ -99,7 +101,7 @@ class Settings:
         """The targets to search on."""
         if self.target != "auto":
             return (self.target,)
-        return tuple(t for t in TARGETS if t != "openvino" or openvino.available())
+        return tuple(name for name, target in TARGETS.items() if target.available())
 
 
 @dataclass(frozen=True)

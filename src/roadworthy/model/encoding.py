@@ -137,6 +137,22 @@ def encoding_of_range(lo: float, hi: float, spec: QuantSpec) -> Encoding:
     return Encoding(scale, zero, spec.bits, spec.signed)
 
 
+def encoding_of_ranges(lo: NDArray, hi: NDArray, spec: QuantSpec) -> Encoding:
+    """One scale and zero point per channel along spec.axis.   lo, hi: (C,) ranges.
+
+    No range is narrower than CHANNEL_FLOOR of the widest: a channel that hardly moved on the calibration images would
+    else clip whatever it does on others.
+    Raises ValueError when a range is not finite.
+    """
+    if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+        raise ValueError("a range is not finite")
+    lo, hi = np.minimum(lo, 0.0).astype(np.float64), np.maximum(hi, 0.0).astype(np.float64)
+    span = hi - lo
+    short = np.maximum(span.max() * CHANNEL_FLOOR - span, 0.0)
+    scale, zero = scales_of_ranges(lo - short / 2, hi + short / 2, spec)
+    return Encoding(scale, zero, spec.bits, spec.signed, spec.axis)
+
+
 def scales_of_ranges(lo: NDArray, hi: NDArray, spec: QuantSpec) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Scales (float32) and zero points of many ranges lo..hi at once, each extended to hold zero."""
     qmin, qmax = code_limits(spec.bits, spec.signed)
@@ -156,3 +172,6 @@ def code_limits(bits: int, signed: bool) -> tuple[int, int]:
 
 _TINY = 1e-8
 """Lowest scale: a tensor that is always zero still needs a positive one."""
+
+CHANNEL_FLOOR = 1 / 256
+"""Least span of a channel, as a share of the widest one."""

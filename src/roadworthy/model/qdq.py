@@ -102,6 +102,9 @@ def _insert_pair(
         value.name = name + RAW
     q = g.make_node("QuantizeLinear", [value, scale, zero], [name + "/q"])
     dq = g.make_node("DequantizeLinear", [q.outputs[0], scale, zero], [name if is_output else name + SUFFIX])
+    if encoding.axis is not None:
+        for node in (q, dq):
+            g.set_attribute(node, "axis", encoding.axis)
     made = dq.outputs[0]
     made.shape, made.type = value.shape, value.type
     maker = value.producer()

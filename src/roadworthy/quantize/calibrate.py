@@ -8,7 +8,7 @@ so that the result does not depend on the threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,17 +32,22 @@ def calibrate(
     threads: int = 0,
     progress: Progress | None = None,
     channel_axes: Mapping[str, int] | None = None,
+    per_channel: Collection[str] = (),
 ) -> dict[str, Statistics]:
     """Statistics of the named values over all input tensors.
 
     channel_axes: values whose channel means are wanted, and the axis of their channels; a value that is only in here
-    gets extremes and means, but no histogram.
+    gets extremes and means, but no histogram.   per_channel: values whose channels are
+    followed each (along axis 1 where none is given).
 
     tensors: float32 arrays in the model's input shape, one image each; consumed once and not kept.
     Raises InputError when there is none, when one has another shape, or when a value overflows (naming it).
     """
     axes, counted = dict(channel_axes or {}), frozenset(values)
-    statistics = {name: Statistics(axes.get(name), name in counted) for name in dict.fromkeys((*values, *axes))}
+    statistics = {
+        name: Statistics(axes.get(name, 1 if name in per_channel else None), name in counted, name in per_channel)
+        for name in dict.fromkeys((*values, *axes, *per_channel))
+    }
     readers = _readers(model, [v for v in statistics if v != model.input_name], threads)
     workers = threads or min(os.cpu_count() or 1, 8)
     seen = 0

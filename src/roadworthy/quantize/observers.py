@@ -12,7 +12,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from roadworthy.model.encoding import Encoding, QuantSpec, code_limits, encoding_of_range, scales_of_ranges
+from roadworthy.model.encoding import (
+    Encoding,
+    QuantSpec,
+    code_limits,
+    encoding_of_range,
+    encoding_of_ranges,
+    scales_of_ranges,
+)
 from roadworthy.quantize.statistics import Statistics
 
 Range = tuple[float, float]
@@ -57,10 +64,10 @@ def mse(stats: Statistics, spec: QuantSpec) -> Range:
     lo, hi = stats.lo, stats.hi
     if not len(weights):
         return lo, hi
-    sweeps: list[tuple[NDArray, NDArray]] = [(_FACTORS, _FACTORS)]
-    still = np.ones(len(_FACTORS))
+    sweeps: list[tuple[NDArray, NDArray]] = [(FACTORS, FACTORS)]
+    still = np.ones(len(FACTORS))
     if not spec.symmetric and lo < 0 < hi:
-        sweeps += [(still, _FACTORS), (_FACTORS, still)] * 2
+        sweeps += [(still, FACTORS), (FACTORS, still)] * 2
     best, a, b = np.inf, 1.0, 1.0
     for lows, highs in sweeps:
         below = lows if lows is not still else a * still
@@ -72,7 +79,7 @@ def mse(stats: Statistics, spec: QuantSpec) -> Range:
     return lo * a, hi * b
 
 
-_FACTORS = np.concatenate([np.linspace(1.0, 0.5, 26), np.geomspace(0.48, 0.02, 20)])
+FACTORS = np.concatenate([np.linspace(1.0, 0.5, 26), np.geomspace(0.48, 0.02, 20)])
 
 
 def kl(stats: Statistics, spec: QuantSpec) -> Range:
@@ -131,3 +138,9 @@ def encode(stats: Statistics, spec: QuantSpec) -> Encoding:
         raise ValueError("nothing was measured")
     lo, hi = OBSERVERS[spec.observer](stats, spec)
     return encoding_of_range(lo, hi, spec)
+
+
+def encode_channels(stats: Statistics, spec: QuantSpec) -> Encoding:
+    """An encoding along spec.axis: every channel's range is found as if it were a tensor of its own."""
+    ranges = np.array([OBSERVERS[spec.observer](one, spec) for one in stats.each_channel()], np.float64)
+    return encoding_of_ranges(ranges[:, 0], ranges[:, 1], spec)

@@ -31,6 +31,8 @@ class Placement:
     source: value name -> the value whose encoding it uses; a value that is quantized on its own maps to itself.
     merges: Concat output -> its inputs, for Concats that are computed on codes.
     results: values behind which no weighted operator follows on the way to an output.
+    channels: values with one scale per channel, as only depthwise convolutions read them.
+    tables: value in front of an activation -> value behind it, where the target could compute that by a table.
     """
 
     int8: frozenset[str]
@@ -38,11 +40,14 @@ class Placement:
     source: Mapping[str, str]
     merges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     results: frozenset[str] = frozenset()
+    channels: frozenset[str] = frozenset()
+    tables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def observed(self) -> tuple[str, ...]:
-        """Names of the values that calibration has to look at, in graph order."""
-        return tuple(dict.fromkeys(self.source.values()))
+        """Names of the values that calibration has to look at: those quantized on their own in graph order, then the
+        values in front of activations."""
+        return tuple(dict.fromkeys((*self.source.values(), *self.tables)))
 
 
 def multiplications(unit: Unit) -> int:
@@ -65,7 +70,7 @@ def quantized_point(unit: Unit, target: Target) -> g.Value:
     act = unit.activation
     if act is None or act in target.fused_activations or act in target.unit_activations:
         return unit.output
-    return unit.nodes[0].outputs[0] if unit.anchor.op_type != "MatMul" else _behind_bias(unit)
+    return before_activation(unit)
 
 
 def _behind_bias(unit: Unit) -> g.Value:
@@ -123,12 +128,15 @@ def place(
             why[unit.name] = "its weights cannot have one scale per output channel"
         elif g.attribute(unit.anchor, "alpha", 1.0) != 1.0 or g.attribute(unit.anchor, "beta", 1.0) != 1.0:
             why[unit.name] = "its alpha or beta is not 1"
-        elif unit.name in tails and multiplications(unit) < TAIL_SHARE * total:
+        elif not target.whole and unit.name in tails and multiplications(unit) < TAIL_SHARE * total:
             why[unit.name] = "a last layer too small to gain"
     chosen = [u for u in all_units if u.name not in why]
     available = _available(model, chosen, target) - apart
     source, merges = _wanted(model, chosen, available, target)
-    return Placement(frozenset(u.name for u in chosen), why, source, merges, _results(model, all_units) & set(source))
+    channels = _channel_values(model, chosen, source) if target.channel_activations else frozenset()
+    tables = _tables(chosen, source, channels, target) if target.tables else {}
+    results = _results(model, all_units) & set(source)
+    return Placement(frozenset(u.name for u in chosen), why, source, merges, results, channels, tables)
 
 
 def _tail_units(model: g.IrModel, all_units: list[Unit]) -> set[str]:
@@ -172,14 +180,73 @@ def _available(model: g.IrModel, chosen: list[Unit], target: Target) -> set[str]
             if sources and all(s in found for s in sources):
                 found.update(outs)
             continue
-        weightless = node.op_type in target.int8_ops and id(node) not in inside and node.op_type not in _ONLY_IN_UNITS
-        # Every operand must be an int8 activation: a constant one would need codes of its own.
-        if weightless and sources and len(sources) == len(node.inputs) and all(s in found for s in sources):
+        weightless = node.op_type in target.int8_ops and id(node) not in inside and _stands_alone(node, target)
+        # Every operand must be an int8 activation: a constant one would need codes of its own. Limits and axes do not.
+        operands = 1 if node.op_type in _SETTINGS else len(node.inputs)
+        if weightless and sources and len(sources) == operands and all(s in found for s in sources):
             found.update(outs)
     return found
 
 
-_ONLY_IN_UNITS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sigmoid", "Softmax", "LeakyRelu"})
+_ONLY_IN_UNITS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Softmax"})
+_SETTINGS = frozenset({"Clip", "ReduceMean"})
+"""Operators whose inputs behind the first are settings."""
+
+
+def _stands_alone(node: g.Node, target: Target) -> bool:
+    """Whether an operator of int8_ops computes on codes outside a unit, too."""
+    if node.op_type in _ONLY_IN_UNITS:
+        return False
+    if node.op_type in ("Sigmoid", "LeakyRelu"):  # between Q and DQ the other runtimes compute them in float
+        return target.tables
+    if node.op_type == "ReduceMean":
+        axes = g.attribute(node, "axes")
+        if axes is None and len(node.inputs) > 1 and (given := g.constant(node.inputs[1])) is not None:
+            axes = tuple(int(a) for a in given.reshape(-1))
+        shape = g.static_shape(node.inputs[0])
+        return axes is not None and shape is not None and len(shape) == 4 and {a % 4 for a in axes} == {2, 3}
+    return True
+
+
+def is_depthwise(unit: Unit) -> bool:
+    """Whether every output channel reads one input channel, its own."""
+    weight = g.constant(unit.weight)
+    if unit.anchor.op_type != "Conv" or weight is None:
+        return False
+    return weight.shape[0] > 1 and weight.shape[1] == 1 and weight.shape[0] == g.attribute(unit.anchor, "group", 1)
+
+
+def _channel_values(model: g.IrModel, chosen: list[Unit], source: Mapping[str, str]) -> frozenset[str]:
+    """Values with codes of their own that only depthwise int8 convolutions read."""
+    deep = {id(u.anchor) for u in chosen if is_depthwise(u)}
+    made_by_conv = {str(u.output.name) for u in units(model) if u.anchor.op_type == "Conv"}
+    shared = {origin for name, origin in source.items() if name != origin}
+    found = set()
+    for name, value in g.values(model).items():
+        if source.get(name) != name or name in shared or value.is_graph_output():
+            continue
+        maker = value.producer()
+        if maker is not None and maker.op_type in ("Relu", "Clip") and maker.inputs[0] is not None:
+            maker = maker.inputs[0].producer() or maker
+        # Other operators compute on codes with one scale.
+        able = maker is None or name in made_by_conv or maker.op_type == "Add"
+        if able and all(id(use.node) in deep and use.idx == 0 for use in value.uses()):
+            found.add(name)
+    return frozenset(found)
+
+
+def _tables(chosen: list[Unit], source: Mapping[str, str], channels: frozenset[str], target: Target) -> dict[str, str]:
+    found = {}
+    for unit in chosen:
+        name = str(unit.output.name)
+        if unit.activation in target.unit_activations and name in source and name not in channels:
+            found[str(before_activation(unit).name)] = name
+    return found
+
+
+def before_activation(unit: Unit) -> g.Value:
+    """The weighted operator's result, bias included, that the activation is applied to."""
+    return unit.anchor.outputs[0] if unit.anchor.op_type != "MatMul" else _behind_bias(unit)
 
 
 def _wanted(

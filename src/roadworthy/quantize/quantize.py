@@ -11,7 +11,7 @@ from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, QuantSpec
 from roadworthy.model.model import Model
 from roadworthy.model.units import Unit, units
-from roadworthy.quantize.observers import encode
+from roadworthy.quantize.observers import encode, encode_channels
 from roadworthy.quantize.place import Placement
 from roadworthy.quantize.statistics import Statistics
 from roadworthy.quantize.weights import weight_encoding, widen_for_bias
@@ -28,12 +28,16 @@ def activation_encodings(
     """Encodings of all values that the placement wants quantized.
 
     Results keep their extremes, whatever the observer: the largest scores and boxes are few, and they are what the
-    network is asked for.
+    network is asked for. A value that only depthwise convolutions read has one scale per channel.
     """
     spec = QuantSpec(symmetric=target.symmetric_activations, observer=observer)
     whole = replace(spec, observer="minmax")
+    each = replace(spec, axis=1)
     kept = {placement.source[name] for name in placement.results}
-    own = {name: statistics[name].remember(whole if name in kept else spec, encode) for name in placement.observed}
+    own: dict[str, Encoding] = {}
+    for name in dict.fromkeys(placement.source.values()):
+        wish, make = (each, encode_channels) if name in placement.channels else (spec, encode)
+        own[name] = statistics[name].remember(whole if name in kept else wish, make)
     return {name: own[origin] for name, origin in placement.source.items()}
 
 
@@ -94,7 +98,7 @@ def int8_weight(unit: Unit, observer: str, source: Encoding) -> Encoding:
     assert weight is not None
     spec = QuantSpec(8, True, unit.weight_axis, True, observer)
     bias = g.constant(unit.bias)
-    return widen_for_bias(weight_encoding(weight, spec), bias, float(source.scale))
+    return widen_for_bias(weight_encoding(weight, spec), bias, source.scale)
 
 
 def stored_weight(unit: Unit, bits: int, observer: str) -> Encoding | None:

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from roadworthy.quantize.channels import ChannelHistograms
+
 BINS = 2048
 COUNTED = 1 << 14
 """Most values of one tensor that enter the histogram: about 10 % more time than the extremes take."""
@@ -26,11 +28,15 @@ class Statistics:
     lo, hi: exact extremes seen.   count: number of values seen.   hist: (BINS,) float64 counts over hist_lo..hist_hi
     of at most COUNTED values of each tensor.
     channel_axis: where given, `channel_mean` follows the mean of every channel along this axis, too.
+    channels: where wanted, extremes and histograms of every channel along that axis.
     """
 
-    def __init__(self, channel_axis: int | None = None, histogram: bool = True) -> None:
+    def __init__(self, channel_axis: int | None = None, histogram: bool = True, per_channel: bool = False) -> None:
+        if per_channel and channel_axis is None:
+            raise ValueError("statistics per channel need the axis of the channels")
         self.channel_axis = channel_axis
         self.histogram = histogram
+        self.channels = ChannelHistograms() if per_channel else None
         self._channel_sum: NDArray[np.float64] | None = None
         self._batches = 0
         self._remembered: dict[Hashable, Any] = {}
@@ -55,6 +61,9 @@ class Statistics:
             mean = x.mean(others, dtype=np.float32).astype(np.float64)
             self._channel_sum = mean if self._channel_sum is None else self._channel_sum + mean
             self._batches += 1
+            if self.channels is not None:
+                rows = x if x.ndim == 1 else np.moveaxis(x, self.channel_axis, 0)
+                self.channels.update(rows.reshape(len(rows), -1))
         if self.histogram:
             self._count(flat, lo, hi)
         self.lo, self.hi, self.count = min(self.lo, lo), max(self.hi, hi), self.count + flat.size
@@ -100,8 +109,22 @@ class Statistics:
     @property
     def centres(self) -> NDArray[np.float64]:
         """(BINS,) the middle of every bin."""
-        width = (self.hist_hi - self.hist_lo) / BINS
-        return self.hist_lo + width * (np.arange(BINS, dtype=np.float64) + 0.5)
+        width = (self.hist_hi - self.hist_lo) / len(self.hist)
+        return self.hist_lo + width * (np.arange(len(self.hist), dtype=np.float64) + 0.5)
+
+    def each_channel(self) -> list[Statistics]:
+        """The statistics of every channel alone, with CHANNEL_BINS bins. Raises ValueError when not followed."""
+        found = self.channels
+        if found is None:
+            raise ValueError("statistics per channel were not followed")
+        made = []
+        for c in range(len(found.lo)):
+            one = Statistics()
+            one.lo, one.hi, one.hist = float(found.lo[c]), float(found.hi[c]), found.hist[c].astype(np.float64)
+            one.hist_lo, one.hist_hi = float(found.hist_lo[c]), float(found.hist_hi[c])
+            one.count = int(found.hist[c].sum())
+            made.append(one)
+        return made
 
     def to_arrays(self) -> dict[str, NDArray]:
         """Everything gathered, as arrays to be kept in a file."""
@@ -113,6 +136,8 @@ class Statistics:
         }
         if self._channel_sum is not None:
             arrays["channel_sum"] = self._channel_sum
+        if self.channels is not None:
+            arrays.update(self.channels.to_arrays())
         return arrays
 
     @classmethod
@@ -123,4 +148,6 @@ class Statistics:
         made.count, made._batches = int(arrays["counts"][0]), int(arrays["counts"][1])
         made.hist = arrays["hist"]
         made._channel_sum = arrays.get("channel_sum")
+        if "channel_hist" in arrays:
+            made.channels = ChannelHistograms.from_arrays(arrays)
         return made

@@ -43,10 +43,11 @@ def weight_encoding(weight: NDArray, spec: QuantSpec) -> Encoding:
     return Encoding(scale, np.zeros(len(scale), np.int64), spec.bits, True, spec.axis)
 
 
-def widen_for_bias(encoding: Encoding, bias: NDArray | None, input_scale: float) -> Encoding:
+def widen_for_bias(encoding: Encoding, bias: NDArray | None, input_scale: float | NDArray) -> Encoding:
     """Raise the scales of channels whose bias would not fit int32 at scale input_scale * weight scale.
 
-    It happens where a channel's weights are almost zero: the codes lose nothing that matters there.
+    input_scale: one, or (a depthwise layer) one per channel.   It happens where a channel's weights are almost zero:
+    the codes lose nothing that matters there.
     """
     if bias is None:
         return encoding

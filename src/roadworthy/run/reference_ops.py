@@ -1,7 +1,8 @@
 """ONNX operators in NumPy, float32 in and out: `OPERATORS[op_type](node, inputs) -> outputs`.
 
 Functions of one value are not here: `arithmetic.function_of_node` knows them. Pairs follow the engine's float32
-sequences bit for bit; sums of products and averages are taken in float64 and rounded once. Operators that only move values take codes as well.
+sequences bit for bit; sums of products and averages are taken in float64 and rounded once. Operators that only move
+values take codes as well.
 """
 
 from __future__ import annotations
@@ -91,6 +92,45 @@ def _conv(node: g.Node, inputs: Inputs) -> list[Array]:
     if len(inputs) > 2 and inputs[2] is not None:
         total += have(inputs[2]).astype(np.float64).reshape(1, -1, 1, 1)
     return [total.astype(np.float32)]
+
+
+def _conv_transpose(node: g.Node, inputs: Inputs) -> list[Array]:
+    """Each input pixel adds its multiple of the kernel; what reaches over the result's edge is cut off."""
+    x, w = image_of(node, have(inputs[0])), have(inputs[1]).astype(np.float64)
+    groups, strides = g.attribute(node, "group", 1), g.attribute(node, "strides", (1, 1))
+    dilations, shape = g.attribute(node, "dilations", (1, 1)), g.static_shape(node.outputs[0])
+    if shape is None:
+        raise UnsupportedError(f"ConvTranspose {node.name!r} has no static output shape")
+    n, c, h, wide = x.shape
+    kernel = w.reshape(groups, c // groups, *w.shape[1:])
+    pixels = x.astype(np.float64).reshape(n, groups, c // groups, h * wide)
+    reach = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations)]
+    full = np.zeros((n, shape[1], *((length - 1) * s + r for length, s, r in zip((h, wide), strides, reach))))
+    for i in range(w.shape[2]):
+        for j in range(w.shape[3]):
+            top, left = i * dilations[0], j * dilations[1]
+            part = (kernel[..., i, j].transpose(0, 2, 1) @ pixels).reshape(n, shape[1], h, wide)
+            rows = slice(top, top + (h - 1) * strides[0] + 1, strides[0])
+            full[:, :, rows, left : left + (wide - 1) * strides[1] + 1 : strides[1]] += part
+    made = np.zeros(shape)
+    cut = _cut_pixels(node, full.shape[2:], shape[2:])
+    kept = full[:, :, cut[0] : cut[0] + shape[2], cut[1] : cut[1] + shape[3]]
+    made[:, :, : kept.shape[2], : kept.shape[3]] = kept
+    if len(inputs) > 2 and inputs[2] is not None:
+        made += have(inputs[2]).astype(np.float64).reshape(1, -1, 1, 1)
+    return [made.astype(np.float32)]
+
+
+def _cut_pixels(node: g.Node, full: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, int]:
+    """Pixels that a ConvTranspose leaves out at the top and left."""
+    auto = g.attribute(node, "auto_pad", "NOTSET")
+    if g.attribute(node, "output_shape", None) is None and auto in ("NOTSET", "VALID"):
+        stated = g.attribute(node, "pads", (0, 0, 0, 0)) if auto == "NOTSET" else (0, 0)
+        return int(stated[0]), int(stated[1])
+    extra = g.attribute(node, "output_padding", (0, 0))
+    total = [max(f + e - w, 0) for f, e, w in zip(full, extra, wanted)]
+    upper = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
+    return upper[0], upper[1]
 
 
 def _max_pool(node: g.Node, inputs: Inputs) -> list[Array]:
@@ -213,6 +253,7 @@ def _operators() -> dict[str, Operator]:
         **dict.fromkeys(_PAIRS, _pair),
         **MOVES,
         "Conv": _conv,
+        "ConvTranspose": _conv_transpose,
         "MatMul": _matmul,
         "Gemm": _gemm,
         "MaxPool": _max_pool,

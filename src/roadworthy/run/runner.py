@@ -40,9 +40,15 @@ class Target:
     unit_activations: activations that the runtime computes in float behind a dequantized convolution at no great
         cost, so that the unit's output alone is quantized. Where an activation is in neither set, the convolution's
         own output must be quantized as well for the convolution to run in int8.
+    channel_activations: a value that only depthwise convolutions read has one scale and zero point per channel: the
+        range of a depthwise layer's channels differs a hundredfold, and each reads its own channel alone.
+    tables: an int8 layer may compute its activation as a table of 256 codes over an 8-bit pre-activation, where that
+        costs no accuracy; the value in front of the activation then has codes of its own.
+    whole: every layer gains from int8, those at the tail as well, whose results are float; Concats on codes need no
+        common range (an input of other codes is translated); pictures are quantized to the very levels they have.
     symmetric_activations: activations must be quantized with the zero point in the middle.
     quantized_bias: biases are stored as int32 at scale (input scale x weight scale).
-    load: model bytes, threads -> runner.
+    load: model bytes, threads -> runner.   available: whether it is installed here.
     """
 
     name: str
@@ -53,6 +59,10 @@ class Target:
     symmetric_activations: bool
     quantized_bias: bool
     load: Callable[[bytes, int], Runner]
+    available: Callable[[], bool] = lambda: True
+    channel_activations: bool = False
+    tables: bool = False
+    whole: bool = False
 
     def runner(self, model: bytes, threads: int = 0) -> Runner:
         """Load a serialized ONNX model; threads=0 uses every core."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from roadworthy.run import openvino, ort
-from roadworthy.run.runner import Target
+from roadworthy.run.runner import Runner, Target
 
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather",
                     "DepthToSpace", "SpaceToDepth", "Identity"})  # fmt: skip
@@ -11,6 +13,24 @@ _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Un
 # QLinear kernels of ONNX Runtime's CPU provider; an elementwise op outside this set runs in float between DQ and Q.
 _QLINEAR = frozenset({"Conv", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "LeakyRelu",
                       "Sigmoid", "Softmax"})  # fmt: skip
+
+# Activations behind a layer that the native engine computes inside it, by table or polynomial.
+_NATIVE_ACTIVATIONS = frozenset({"LeakyRelu", "Sigmoid", "SiLU", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Mish",
+                                 "Elu"})  # fmt: skip
+
+
+def _load_native(model: bytes, threads: int = 0) -> Runner:
+    from roadworthy.run.native.runner import load
+
+    return load(model, threads)
+
+
+def _native_available() -> bool:
+    try:
+        return find_spec("roadworthy.run.native.runner") is not None and find_spec("roadworthy._native") is not None
+    except ModuleNotFoundError:
+        return False
+
 
 TARGETS: dict[str, Target] = {
     "ort": Target(
@@ -33,5 +53,44 @@ TARGETS: dict[str, Target] = {
         symmetric_activations=False,
         quantized_bias=True,
         load=openvino.load,
+        available=openvino.available,
+    ),
+    "native": Target(
+        name="native",
+        # Functions of one value stand for themselves here: on codes they are tables.
+        int8_ops=frozenset(
+            {
+                "Conv",
+                "Gemm",
+                "MatMul",
+                "Add",
+                "Mul",
+                "AveragePool",
+                "GlobalAveragePool",
+                "ReduceMean",
+                "Concat",
+                "Relu",
+                "Clip",
+                "LeakyRelu",
+                "Sigmoid",
+                "HardSigmoid",
+                "HardSwish",
+                "Tanh",
+                "Gelu",
+                "Mish",
+                "Elu",
+                "Swish",
+            }
+        ),
+        passthrough_ops=_MOVES | {"Resize"},
+        fused_activations=frozenset({"Relu", "Clip"}),
+        unit_activations=_NATIVE_ACTIVATIONS,
+        symmetric_activations=False,
+        quantized_bias=True,
+        load=_load_native,
+        available=_native_available,
+        channel_activations=True,
+        tables=True,
+        whole=True,
     ),
 }

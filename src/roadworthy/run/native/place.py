@@ -2,8 +2,8 @@
 
 Every link is first a wish. Walking backwards, the inputs of a Concat (and what is reshaped into a result) are hosted by
 what they become part of; everything else that only changes places is hosted by what it comes from. An array that nobody
-hosts is a root: it gets a buffer, laid out in the order of dimensions in which it comes to be. Then the views are worked
-out from the roots down. Where a view cannot be said in strides, or where an operation cannot write or read it (channels
+hosts is a root: it gets a buffer, laid out in the order of dimensions in which it comes to be. Then the views are found
+from the roots down. Where a view cannot be said in strides, or where an operation cannot write or read it (channels
 not contiguous, no border around it), a copy takes the wish's place, and the views are worked out again.
 """
 
@@ -13,8 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from roadworthy.run.native.network import NO_BORDER, Array, Border, Link, Network, Operand, Step, is_image
-from roadworthy.run.native.plan import ARENA, F32, INPUT, Op
+from roadworthy.run.native.network import NO_BORDER, Array, Border, Form, Link, Network, Operand, Step, is_image
+from roadworthy.run.native.plan import ARENA, F32, Op
 from roadworthy.run.native.views import View, by_stride, contiguous, expand, inverse, reshape, transpose
 
 _IMAGE_ORDER = (0, 2, 3, 1)
@@ -70,8 +70,10 @@ class Placement:
 
     def may_have_border(self, root: Array) -> bool:
         """Whoever writes into a buffer also fills its border, so everything written there must be whole pixels."""
-        return root.space == ARENA and self.layouts[root].image and all(
-            a is not None and self.aligned(a) for a in self.written[root]
+        return (
+            root.space == ARENA
+            and self.layouts[root].image
+            and all(a is not None and self.aligned(a) for a in self.written[root])
         )
 
 
@@ -108,7 +110,11 @@ def _located(made: Placement) -> bool:
         made.makers.setdefault(item.output.array if isinstance(item, Step) else item.target, []).append(item)
     arrays: dict[Array, None] = dict.fromkeys([*made.network.inputs, *made.network.outputs])
     for item in made.network.items:
-        pair = [*(o.array for o in item.inputs), item.output.array] if isinstance(item, Step) else [item.source, item.target]
+        pair = (
+            [*(o.array for o in item.inputs), item.output.array]
+            if isinstance(item, Step)
+            else [item.source, item.target]
+        )
         arrays.update(dict.fromkeys(pair))
     before = len(made.failed)
     for array in arrays:
@@ -119,7 +125,7 @@ def _located(made: Placement) -> bool:
     for item in made.network.items:
         if isinstance(item, Step):
             if not item.output.inside:
-                whole = item.output.part is None
+                whole = item.output.part is None and item.output.form in ("image", "pixels")
                 made.written[made.root(item.output.array)].append(item.output.array if whole else None)
         elif not made.hosted(item):
             if _needs_a_middle(made, item):
@@ -205,6 +211,8 @@ def _natural_of(made: Placement, array: Array) -> View:
     before = _ancestors(made, array)
     if not before:
         return plain
+    if before[0].space != ARENA and isinstance(made.makers[array][0], Step):
+        return plain  # a plane-wise image that comes in becomes one of pixels
     known = made.order[before[0]]
     first = made.makers[array][0]
     if isinstance(first, Link) and first.forward is not None:
@@ -244,7 +252,8 @@ def adapt(operand: Operand, view: View) -> View | None:
     if operand.dims is not None and operand.dims != view.dims:
         view = expand(view, operand.dims)
     if operand.form in ("image", "pixels"):
-        return View(*(tuple(t[k] for k in (2, 3, 1)) for t in (view.dims, view.strides)), view.offset)
+        dims, strides = view.dims, view.strides
+        return View((dims[2], dims[3], dims[1]), (strides[2], strides[3], strides[1]), view.offset)
     if operand.form == "rows":
         return reshape(view, (1, math.prod(view.dims[:-1]), view.dims[-1]))
     if operand.form == "flat":
@@ -284,7 +293,7 @@ def _readable(made: Placement, copies: dict[tuple[Array, str, tuple[int, ...]], 
                     key = (operand.array, operand.form, operand.dims or operand.array.dims)
                     if copies.get(key) not in done:
                         copies[key] = _private(operand)
-                        form = "pixels" if operand.form == "image" else "free"
+                        form: Form = "pixels" if operand.form == "image" else "free"
                         source = Operand(operand.array, form, NO_BORDER, operand.dims)
                         items.append(Step(Op.COPY, [source], Operand(copies[key], form), name=item.name))
                         done.add(copies[key])
@@ -342,6 +351,3 @@ def _needs_a_middle(made: Placement, link: Link) -> bool:
     step = Step(Op.COPY, [Operand(link.source, "free")], Operand(middle, "free"), name=link.name)
     made.network.items[at : at + 1] = [step, Link(middle, link.target, link.forward, link.backward, link.name)]
     return True
-
-
-__all__ = ["INPUT", "Layout", "Placement", "adapt", "copy_views", "place"]

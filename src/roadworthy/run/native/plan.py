@@ -91,7 +91,8 @@ class Port:
 class Plan:
     """A lowered network.
 
-    constants: what space 3 holds, at the start of the data section, a multiple of 64 bytes.   text: the task, lines `key<TAB>value`.
+    constants: what space 3 holds, at the start of the data section, a multiple of 64 bytes.
+    text: the task, lines `key<TAB>value`.
     notes: what a person should know (layers in float and why); they are not part of the file.
     arena_unshared_bytes: what the arena would take without reuse; not part of the file either.
     """

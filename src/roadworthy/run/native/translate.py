@@ -7,7 +7,8 @@ codes where it is made. Values that only move stay codes until a float operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,13 @@ from roadworthy.errors import UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding
 from roadworthy.model.model import Model
-from roadworthy.model.units import Unit, units
-from roadworthy.run.arithmetic import requant_table, u8_encoding
-from roadworthy.run.native.network import Array, Form, Network, Operand, constant_array, is_image
+from roadworthy.model.units import Unit
+from roadworthy.run.arithmetic import Operation, code_encodings, operations, pre_activation
+from roadworthy.run.native.network import Array, Form, Link, Network, Operand, Step, constant_array, is_image
 from roadworthy.run.native.plan import INPUT, OUTPUT, Op
 from roadworthy.run.native.views import Map, View
 
-Handler = Callable[["Translator", g.Node], None]
+Handler = Callable[["Translator", Operation], None]
 
 
 def same(view: View) -> View:
@@ -30,48 +31,35 @@ def same(view: View) -> View:
 
 
 class Translator:
-    """Walks the graph once.
+    """Walks the operations of a graph once.
 
     arrays: value name -> its array, in codes where there are some.   floats: value name -> its dequantized copy.
-    lazy: nodes that were fused into another; they are translated after all when something else reads them.
+    makers: value name -> the operation inside which it is made.   skipped: operations that were fused into another;
+    they are translated after all when something else reads them.
     """
 
-    def __init__(self, model: Model, handlers: Mapping[str, Handler], layer: Callable[[Translator, Unit], None]) -> None:
+    def __init__(self, model: Model, handler: Callable[[Operation], Handler]) -> None:
         self.model = model
-        self.handlers = handlers
-        self.layer = layer
+        self.handler = handler
         self.network = Network()
         self.arrays: dict[str, Array] = {}
         self.floats: dict[str, Array] = {}
-        self.units = {id(u.anchor): u for u in units(model.ir)}
-        self.lazy: set[int] = {id(n) for u in self.units.values() for n in u.nodes[1:]}
-        self.encodings = _u8_activations(model)
+        self.encodings = code_encodings(model)
+        self.operations = operations(model)
+        self.makers = {str(v.name): op for op in self.operations for n in op.nodes for v in n.outputs}
+        self.skipped: set[int] = set()
 
     def run(self, outputs: Sequence[str], taps: Sequence[str]) -> Network:
         values = g.values(self.model.ir)
         for k, value in enumerate(g.inputs(self.model.ir)):
             self._input(value, k)
-        for node in g.nodes(self.model.ir):
-            if id(node) not in self.lazy and not self._known(node):
-                self.translate(node)
+        for operation in self.operations:
+            if id(operation) not in self.skipped and str(operation.output.name) not in self.arrays:
+                self.handler(operation)(self, operation)
         for k, name in enumerate((*outputs, *taps)):
             self._output(values[name], k)
         self.network.items = _needed(self.network)
         return self.network
-
-    def _known(self, node: g.Node) -> bool:
-        return all(str(v.name) in self.arrays for v in node.outputs if v.name)
-
-    def translate(self, node: g.Node) -> None:
-        """Translate a node, or the layer that it begins."""
-        unit = self.units.get(id(node))
-        if unit is not None:
-            self.layer(self, unit)
-            return
-        handler = self.handlers.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if handler is None:
-            raise unsupported(node, "the native engine has no such operator")
-        handler(self, node)
 
     def array(self, value: g.Value | None) -> Array:
         """The array of a value: codes where it has some; constants become arrays of their own."""
@@ -79,22 +67,34 @@ class Translator:
         name = str(value.name)
         if name not in self.arrays:
             constant = g.constant(value)
-            producer = value.producer()
             if constant is not None:
-                self.arrays[name] = constant_array(name, constant)
+                self.arrays[name] = self._constant(name, constant)
             else:
-                assert producer is not None
-                self._translate_fused(producer, name)
+                self._fused(self.makers[name], name)
         return self.arrays[name]
 
-    def _translate_fused(self, node: g.Node, name: str) -> None:
+    def _constant(self, name: str, constant: NDArray) -> Array:
+        encoding = self.encodings.get(name)
+        if encoding is not None:  # a constant operand with codes of its own is rounded to them
+            constant = encoding.fake(constant)
+        return constant_array(name, constant)
+
+    def _fused(self, operation: Operation, name: str) -> None:
         """A value inside a layer or a fused pattern that something reads all the same: work it out once more."""
-        unit = self.units.get(id(node))
-        if unit is None:
-            self.translate(node)
+        if str(operation.output.name) == name or len(operation.nodes) == 1:
+            self.handler(operation)(self, operation)
             return
-        kept = {k: v for k, v in self.arrays.items()}
-        self.layer(self, _cut(unit, name))
+        kept = dict(self.arrays)
+        rest = list(operation.nodes)
+        if operation.unit is not None:
+            unit = _cut(operation.unit, name)
+            rest = rest[len(unit.nodes) :]
+            cut = replace(operation, nodes=unit.nodes, output=unit.output, unit=unit)
+            self.handler(cut)(self, cut)
+        while name not in self.arrays:
+            node = rest.pop(0)
+            alone = Operation((node,), "float", node.outputs[0])
+            self.handler(alone)(self, alone)
         # What was there before stays what others read.
         self.arrays.update(kept)
 
@@ -118,16 +118,19 @@ class Translator:
         return Array(str(value.name), shape_of(value), encoding, like=tuple(like))
 
     def settle(self, value: g.Value, made: Array) -> None:
-        """Let `made` be the array of a value, quantized or requantized where the model wants other codes."""
+        """Let `made` be the array of a value, quantized anew where the model wants other codes."""
         wanted = self.encoding(value)
-        if wanted is not None and made.encoding is None:
-            made = self.quantize(made, wanted, str(value.name))
-        elif wanted is not None and made.encoding is not None and wanted != made.encoding:
-            if made.encoding.axis is None and wanted.axis is None:
-                made = self.table(made, requant_table(made.encoding, wanted), wanted, str(value.name))
-            else:
-                made = self.quantize(self.dequantize(made, f"{value.name}.float"), wanted, str(value.name))
+        if wanted is not None and wanted != made.encoding:
+            made = self.coded(made, wanted, str(value.name))
         self.arrays[str(value.name)] = made
+
+    def coded(self, x: Array, wanted: Encoding, name: str) -> Array:
+        """The array quantized; for codes of another encoding what dequantizing and quantizing them gives."""
+        if x.encoding is None:
+            return self.quantize(x, wanted, name)
+        if x.encoding.axis is None and wanted.axis is None:
+            return self.table(x, wanted.quantize(x.encoding.dequantize(np.arange(256))), wanted, name)
+        return self.quantize(self.dequantize(x, f"{name}.float"), wanted, name)
 
     def quantize(self, x: Array, encoding: Encoding, name: str, label: str = "") -> Array:
         return self._convert(Op.QUANTIZE, x, Array(name, x.dims, encoding, like=(x,)), encoding, label or name)
@@ -175,40 +178,22 @@ class Translator:
             self._convert(Op.DEQUANTIZE, array, result, array.encoding, str(value.name))
 
 
-def _needed(network: Network) -> list:
+def _needed(network: Network) -> list[Step | Link]:
     """Items that lead to an output, in order."""
     wanted = set(network.outputs)
-    kept = []
+    kept: list[Step | Link] = []
     for item in reversed(network.items):
-        target = item.target if hasattr(item, "target") else item.output.array
+        target = item.target if isinstance(item, Link) else item.output.array
         if target in wanted:
-            sources = [item.source] if hasattr(item, "source") else [o.array for o in item.inputs]
-            wanted.update(sources)
+            wanted.update([item.source] if isinstance(item, Link) else [o.array for o in item.inputs])
             kept.append(item)
     return kept[::-1]
 
 
-def _u8_activations(model: Model) -> dict[str, Encoding]:
-    """The model's encodings, those of activations as unsigned 8-bit codes."""
-    values = g.values(model.ir)
-    made = dict(model.encodings)
-    for name, encoding in model.encodings.items():
-        if name in values and g.constant(values[name]) is None:
-            moved = u8_encoding(encoding)
-            if moved is None:
-                raise UnsupportedError(
-                    f"the value {name!r} has {encoding.bits}-bit codes, and the native engine computes with 8;"
-                    " quantize it with 8 bits"
-                )
-            made[name] = moved
-    return made
-
-
 def _cut(unit: Unit, name: str) -> Unit:
-    """The layer up to the anchor or its bias, whichever makes the value."""
-    ends = [k for k, n in enumerate(unit.nodes) if any(v.name == name for v in n.outputs)]
-    nodes = unit.nodes[: ends[0] + 1]
-    output = nodes[-1].outputs[0]
+    """The layer without its activation: up to the pre-activation value, or the anchor's own if that is asked for."""
+    output = unit.anchor.outputs[0] if unit.anchor.outputs[0].name == name else pre_activation(unit)
+    nodes = unit.nodes[: 1 + next(k for k, n in enumerate(unit.nodes) if n.outputs[0] is output)]
     inner = tuple(v for n in nodes for v in n.outputs if v is not output)
     return Unit(unit.name, unit.anchor, nodes, None, inner, output)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def reshape(view: View, dims: Sequence[int]) -> View | None:
             else:
                 product_new *= dims[n]
                 n += 1
-        if any(a[1] != b[0] * b[1] for a, b in zip(group, group[1:])):
+        if any(a[1] != b[0] * b[1] for a, b in pairwise(group)):
             return None
         step = group[-1][1]
         made = []

@@ -1,0 +1,39 @@
+"""The task as the text section of a plan: lines `key<TAB>value`, as native/detect/task.h reads them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from roadworthy.model.task import Task
+
+_NAMES = ("class_names", "outputs")
+
+
+def task_text(task: Task | None) -> str:
+    """One line per field of Preprocess and DecodeSpec, and `task_json` with all of it; empty without a task."""
+    if task is None:
+        return ""
+    lines = [f"{f.name}\t{_value(f.name, getattr(part, f.name))}\n" for part in (task.preprocess, task.decode)
+             for f in fields(part)]  # fmt: skip
+    return "".join(lines) + f"task_json\t{task.to_json()}\n"
+
+
+def _value(key: str, value: Any) -> str:
+    if key in _NAMES:
+        return ";".join(_escaped(str(name)) for name in value)
+    if key == "anchors":
+        return ";".join(" ".join(repr(float(side)) for pair in level for side in pair) for level in value)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, tuple):
+        return " ".join(repr(v) for v in value)
+    return value if isinstance(value, str) else repr(value)
+
+
+def _escaped(name: str) -> str:
+    for plain, written in (("\\", "\\\\"), (";", "\\;"), ("\t", "\\t"), ("\n", "\\n")):
+        name = name.replace(plain, written)
+    return name
