@@ -89,7 +89,8 @@ RW_INLINE void finish_quad(const Block& b, uint8_t* y, int64_t y_pixel, const A&
     const __m512i index = quad_index(strip.x_pixel);                                                                 \
     const int32_t* const last = b.tap + b.taps;                                                                      \
     constexpr int kVectors = 4;                                                                                      \
-    PolyValue kept[groups * kVectors];                                                                               \
+    __m512i segments[kind == EpilogueKind::poly ? groups * kVectors : 1];                                            \
+    PolyTables tables = {};                                                                                          \
     uint8_t* y = strip.y;                                                                                            \
     int64_t x_at = 0;                                                                                                \
     RW_PIXELS_##groups(RW_QUAD_POINTER)                                                                              \
@@ -105,13 +106,9 @@ RW_INLINE void finish_quad(const Block& b, uint8_t* y, int64_t y_pixel, const A&
         }                                                                                                            \
       }                                                                                                              \
       if (kind == EpilogueKind::poly) {                                                                              \
-        RW_PIXELS_##groups(RW_KEEP_4) const PolyTables t = poly_tables(*b.head);                                     \
-        for (int g = 0; g < groups; ++g)                                                                             \
-          finish_quad<kind>(b, y + g * 4 * strip.y_pixel, strip.y_pixel, PolyRef{kept[4 * g], t},                    \
-                            PolyRef{kept[4 * g + 1], t}, PolyRef{kept[4 * g + 2], t}, PolyRef{kept[4 * g + 3], t});  \
-      } else {                                                                                                       \
-        RW_PIXELS_##groups(RW_QUAD_FINISH)                                                                           \
+        RW_PIXELS_##groups(RW_LOCATE_4) tables = poly_tables(*b.head);                                               \
       }                                                                                                              \
+      RW_PIXELS_##groups(RW_QUAD_FINISH)                                                                             \
       x_at += 4 * groups * strip.x_pixel;                                                                            \
       y += 4 * groups * strip.y_pixel;                                                                               \
     }                                                                                                                \

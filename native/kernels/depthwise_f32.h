@@ -52,10 +52,8 @@ RW_INLINE void store_some(uint8_t* p, V v, int n, bool full) {
   else store(reinterpret_cast<float*>(p), v, n);
 }
 
-template <int K, int S, bool Full> struct Slide {
+template <int K, int S, bool Full, class Function> struct Slide {
   static constexpr int A = (K + S - 1) / S;
-  V w[K * K], open[A], bias;
-
   // Column S*j + s: its K elements go to the open outputs i for which it has a tap; with `ending`, to those with i >= from.
   template <bool Ending> RW_INLINE void column(V* open, const V* w, const uint8_t* x, int64_t x_row, int n, int s, int from) {
 #pragma GCC unroll 8
@@ -89,7 +87,7 @@ template <int K, int S, bool Full> struct Slide {
           if (S * from + s < K) column<true>(open, w, x, x_row, n, s, from);
       }
       if (j >= A - 1) {
-        store_some(y, open[A - 1], n, Full);
+        store_some(y, Function()(open[A - 1]), n, Full);
         y += y_pixel;
       }
 #pragma GCC unroll 8
@@ -112,14 +110,14 @@ void depthwise_any(const DepthwiseRow& job, const DepthwiseShape& s) {
 }
 
 using SlideRow = void (*)(const DepthwiseRow&);
-template <int K, int S> SlideRow slide_row(bool full) { return full ? Slide<K, S, true>::row : Slide<K, S, false>::row; }
+template <int K, int S, class F> SlideRow slide_row(bool full) { return full ? Slide<K, S, true, F>::row : Slide<K, S, false, F>::row; }
 
-SlideRow special_row(const DepthwiseShape& s, bool full) {
+template <class F> SlideRow special_row(const DepthwiseShape& s, bool full) {
   if (s.kh != s.kw || s.sh != s.sw || s.dh != 1 || s.dw != 1) return nullptr;
-  if (s.kh == 3 && s.sh == 1) return slide_row<3, 1>(full);
-  if (s.kh == 3 && s.sh == 2) return slide_row<3, 2>(full);
-  if (s.kh == 5 && s.sh == 1) return slide_row<5, 1>(full);
-  if (s.kh == 5 && s.sh == 2) return slide_row<5, 2>(full);
+  if (s.kh == 3 && s.sh == 1) return slide_row<3, 1, F>(full);
+  if (s.kh == 3 && s.sh == 2) return slide_row<3, 2, F>(full);
+  if (s.kh == 5 && s.sh == 1) return slide_row<5, 1, F>(full);
+  if (s.kh == 5 && s.sh == 2) return slide_row<5, 2, F>(full);
   return nullptr;
 }
 
@@ -128,7 +126,9 @@ void depthwise_run(const DepthwiseShape& s, const DepthwiseRun& run, int row_beg
   const Finish& finish = *reinterpret_cast<const Finish*>(packed);
   const float* bias = reinterpret_cast<const float*>(packed + kDepthwiseHeader);
   const float* w = bias + (s.c + W - 1) / W * W;
-  const SlideRow whole_row = special_row(s, true), part_row = special_row(s, false);
+  const bool silu = finish.function == kSilu;  // worked out along with the sums, which leave the adders idle
+  const SlideRow whole_row = silu ? special_row<Silu>(s, true) : special_row<None>(s, true);
+  const SlideRow part_row = silu ? special_row<Silu>(s, false) : special_row<None>(s, false);
   for (int row = row_begin; row < row_end; row++) {
     const uint8_t* x = run.x + static_cast<int64_t>(row) * s.sh * run.x_row;
     uint8_t* y = static_cast<uint8_t*>(run.y) + row * run.y_row;
@@ -141,7 +141,7 @@ void depthwise_run(const DepthwiseShape& s, const DepthwiseRun& run, int row_beg
       else depthwise_any(job, s);
     }
     // The activation over the finished row, while it is still in the first cache.
-    if (finish.function == kNone) continue;
+    if (finish.function == kNone || (silu && whole_row)) continue;
     const bool dense = run.y_pixel == static_cast<int64_t>(s.c * sizeof(float));
     for (int j = 0; j < (dense ? 1 : run.out_w); j++) {
       float* p = reinterpret_cast<float*>(y + j * run.y_pixel);

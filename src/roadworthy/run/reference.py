@@ -92,7 +92,10 @@ class ReferenceRunner:
             if array is None:
                 return None
             encoding = self.encodings.get(name)
-            self._constants[name] = array if encoding is None else encoding.dequantize(narrow_codes(array, encoding))
+            if encoding is not None:
+                codes = narrow_codes(array, encoding) if encoding.signed else encoding.quantize(array)
+                array = encoding.dequantize(codes)
+            self._constants[name] = array
         return self._constants[name]
 
     def layer(self, unit: Unit) -> tuple[ar.Epilogue, NDArray[np.int8]]:

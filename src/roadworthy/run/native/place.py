@@ -208,7 +208,10 @@ def _natural_of(made: Placement, array: Array) -> View:
     plain = dense(array.dims, _IMAGE_ORDER) if is_image(array.dims) else contiguous(array.dims)
     if array.space != ARENA or array.ordered:
         return contiguous(array.dims)
-    before = _ancestors(made, array)
+    before, makers = _ancestors(made, array), made.makers.get(array)
+    form = makers[0].output.form if makers and isinstance(makers[0], Step) else None
+    if form in ("rows", "flat"):
+        return contiguous(array.dims)
     if not before:
         return plain
     if before[0].space != ARENA and isinstance(made.makers[array][0], Step):
@@ -217,7 +220,12 @@ def _natural_of(made: Placement, array: Array) -> View:
     first = made.makers[array][0]
     if isinstance(first, Link) and first.forward is not None:
         return first.forward(known) or plain
-    return dense(array.dims, by_stride(known)) if len(known.dims) == len(array.dims) else plain
+    if len(known.dims) != len(array.dims):
+        return plain
+    order = by_stride(known)
+    if form == "last":
+        order = (*(k for k in order if k != len(order) - 1), len(order) - 1)
+    return dense(array.dims, order)
 
 
 def _layout(made: Placement, array: Array) -> Layout:
