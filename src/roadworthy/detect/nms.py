@@ -8,6 +8,7 @@ the same in NumPy, the fallback and what the fast one must equal.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,17 @@ from numpy.typing import NDArray
 from roadworthy.detect.boxes import iou_matrix
 from roadworthy.errors import InputError
 
-_native: Any
-try:
-    from roadworthy import _native
-except ImportError:  # installed without a compiler
-    _native = None
-
 BLOCK = 192  # boxes compared at once: large enough to spare Python, small enough that N x N stays in the cache
+
+
+def _engine() -> Any:
+    try:
+        return importlib.import_module("roadworthy._native")
+    except ImportError:  # installed without a compiler
+        return None
+
+
+_native = _engine()
 
 
 def nms(

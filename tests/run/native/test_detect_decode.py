@@ -1,7 +1,7 @@
 """The C++ decoders against NumPy's, which the published detectors prove (tests/detect), on random heads of every kind.
 
 exp and tanh are the C library's in one and NumPy's in the other, each right to a few units in the last place (2^-23
-relative): scores are compared within 1e-6, and box sides, sums of a few such products, within 1e-4 pixels for each pixel.
+relative): scores are compared within 1e-6, and box sides, sums of a few such products, within 1e-4 of themselves.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from roadworthy.detect import decode
 from roadworthy.detect.detections import Detections
 from roadworthy.detect.spec import DecodeSpec
 from roadworthy.errors import InputError
+from roadworthy.model.task import Task
 from roadworthy.run.native.task_text import task_text
 
 _native = pytest.importorskip("roadworthy._native")
-ISAS = [isa for isa in _native.isas()]
+ISAS = _native.isas()
 ANCHORS = (((10.0, 13.0), (16.0, 30.0)), ((30.0, 61.0), (62.0, 45.0)))
 HW = (72, 104)  # 9 x 13 and 5 x 7 cells: 16 divides neither side
 GRIDS = ((9, 13), (5, 7))
@@ -30,7 +31,7 @@ def finish(
     outputs: dict[str, np.ndarray], spec: DecodeSpec, isa: str, threshold: float, limit: int = 100
 ) -> Detections:
     shapes = [list(array.shape) for array in outputs.values()]
-    finishing = _native.Finishing(task_text(Preprocess((8, 8)), spec), list(outputs), shapes, isa)
+    finishing = _native.Finishing(task_text(Task(Preprocess((8, 8)), spec)), list(outputs), shapes, isa)
     arrays = [np.ascontiguousarray(array, np.float32) for array in outputs.values()]
     return Detections(*finishing.run(arrays, threshold, spec.iou_threshold, limit)[0])
 
