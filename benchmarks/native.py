@@ -1,11 +1,11 @@
 """The native engine beside the usual runtimes, one and two threads: latency, whole frames, accuracy.
 
-    python benchmarks/native.py MODEL DATA [--threads 1 2] [--seconds 20] [--frames] [--no-accuracy] [--out results.json]
+    python benchmarks/native.py MODEL DATA [--threads 1 2] [--seconds 20] [--frames] [--no-accuracy] [--out FILE]
 
-Ours: `Fold, Quantize(target="native"), CorrectBias` calibrated on 128 images, all layers in int8 unless the notes say
-otherwise; and the original in float on the native engine. Peers, in the same run, interleaved, each in a process of its
-own: ONNX Runtime fp32, OpenVINO with its default precision (bf16 where the CPU has it), NNCF's int8 on OpenVINO, ONNX
-Runtime's static int8. `speed / ORT fp32` is a ratio of medians over undisturbed samples, `quartiles` that of the rounds.
+Ours: `Fold, Quantize(target="native"), CorrectBias` calibrated on 128 images, all layers in int8 unless notes say
+otherwise; and the original in float on the native engine. Peers, in the same run, interleaved, each in a process of
+its own: ONNX Runtime fp32, OpenVINO with its default precision (bf16 where the CPU has it), NNCF's int8 on OpenVINO,
+ONNX Runtime's static int8. `speed / ORT fp32` is a ratio of medians over undisturbed samples.
 With --frames every entry is also timed from decoded BGR image to detections: the peers with OpenCV and NumPy around
 them (`data/preprocess.py`, `detect/decode.py`), ours in one call.
 """
@@ -72,7 +72,8 @@ def main() -> None:
         ]
         result = bench(entries, threads=threads, seconds=options.seconds)
         print(f"\n{threads} thread(s){'' if result.quiet else ', NOT QUIET'}")
-        print("| | ms | speed / ORT fp32 | quartiles | frame ms | frame / ORT fp32 | load ms |\n|---|---|---|---|---|---|---|")
+        print("| | ms | speed / ORT fp32 | quartiles | frame ms | frame / ORT fp32 | load ms |")
+        print("|---|---|---|---|---|---|---|")
         for label in candidates:
             m = result[label]
             spread = "-".join(f"{v:.2f}" for v in m.ratio_spread) if m.ratio_spread else ""
@@ -87,7 +88,9 @@ def main() -> None:
         for label, (data, where) in candidates.items():
             found = predict(runner_of(where, data), task, dataset.test)
             judged, interval = judge(found), judge.interval(found, 0)
-            print(f"| {label} | {judged.value:.2f} | {judged.drop:+.2f} | {interval.low:+.2f} to {interval.high:+.2f} |")
+            print(
+                f"| {label} | {judged.value:.2f} | {judged.drop:+.2f} | {interval.low:+.2f} to {interval.high:+.2f} |"
+            )
             rows.append({"label": label, "metric": judged.metric, "value": judged.value, "drop": judged.drop})
     machine = environment(max(options.threads))
     print(f"\n{machine.get('cpu')}; {machine.get('versions')}")

@@ -380,6 +380,23 @@ NB_MODULE(_native, m) {
     return names;
   }, "The instruction sets that this machine can run, simplest first.");
 
+  m.def("peak_gops", [](const std::string& isa, double milliseconds) {
+    const rw::PeakKernel& peak = rw::kernels(rw::choose_isa(isa)).peak;
+    nb::gil_scoped_release release;
+    const auto best = [&](int64_t (*kernel)(int64_t)) {
+      using Clock = std::chrono::steady_clock;
+      const auto end = Clock::now() + std::chrono::duration<double, std::milli>(milliseconds);
+      double most = 0;
+      do {
+        const auto begun = Clock::now();
+        const double ops = static_cast<double>(kernel(20000));
+        most = std::max(most, ops / std::chrono::duration<double, std::nano>(Clock::now() - begun).count());
+      } while (Clock::now() < end);
+      return most;
+    };
+    return std::make_pair(best(peak.int8), best(peak.float32));
+  }, "isa"_a = "", "milliseconds"_a = 20.0, "Most (int8, float32) operations per nanosecond that one thread reaches on registers.");
+
   m.def("opcodes", [] {
     nb::dict codes;
 #define ROADWORTHY_OP(code, name, tensors, attributes, blobs) codes[#name] = nb::make_tuple(code, tensors, attributes, blobs);

@@ -174,6 +174,12 @@ struct ResizeKernel {
   void (*blend)(const int16_t* a, const int16_t* b, int wa, int wb, uint8_t* y, int64_t n);
 };
 
+// As many multiply-adds per second as the path's instructions allow: each does `rounds` of them and returns how many operations (two per multiply-add) that was.
+struct PeakKernel {
+  int64_t (*int8)(int64_t rounds);
+  int64_t (*float32)(int64_t rounds);
+};
+
 // Every kernel of one path. Where a path has none of its own, the row names the next simpler one.
 struct Kernels {
   Isa isa;

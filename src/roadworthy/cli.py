@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import click
 from roadworthy import __version__
 from roadworthy.errors import InputError, RoadworthyError
 
-TARGET_NAMES = ("ort", "openvino")
+TARGET_NAMES = ("ort", "openvino", "native")
 EXIT_BUDGET, EXIT_INPUT, EXIT_INTERRUPT = 3, 2, 130
 
 
@@ -256,16 +257,26 @@ def align(original: str, other: str, data: str, task: str | None, images: int, t
 @click.option(
     "--seconds", type=click.FloatRange(0.5), default=8.0, show_default=True, help="Time to measure in, for all."
 )
+@click.option("--layers", is_flag=True, help="Also the time of every layer on the native engine (1 thread by default).")
 @_options(_threads, _size_option, _json)
 def bench(models: tuple[str, ...], targets: tuple[str, ...], data: str | None, task: str | None, seconds: float,
-          threads: int, size: tuple[int, int] | None, json_file: str | None) -> None:  # fmt: skip
-    """Measure latency, throughput, memory and load time of MODELS, interleaved; the first one is the baseline."""
-    from roadworthy.console import speed_table
-    from roadworthy.jobs.assess import bench_files
+          layers: bool, threads: int, size: tuple[int, int] | None, json_file: str | None) -> None:  # fmt: skip
+    """Measure latency, throughput, memory and load time of MODELS, interleaved; the first one is the baseline.
+
+    A model is an ONNX file, or a plan (.rwp), which runs on the target native whatever --target says.
+    """
+    from roadworthy.console import layer_table, speed_table
+    from roadworthy.jobs.assess import bench_files, native_layers
 
     result = bench_files(models, targets, data, task, seconds, threads, size, _console())
     speed_table(result)
-    _write_json(json_file, result.to_json())
+    document = result.to_json()
+    if layers:
+        times = {source: native_layers(source, threads, size) for source in models}
+        for source, rows in times.items():
+            layer_table(source, rows, threads or 1)
+        document["native_layers"] = {source: [asdict(row) for row in rows] for source, rows in times.items()}
+    _write_json(json_file, document)
 
 
 @cli.command(

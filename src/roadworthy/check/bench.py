@@ -10,7 +10,8 @@ A sample counts only if the canaries on both sides of it were fast (see `canary`
     ratio         median latency of the first entry / median latency of this one; 2.0 is twice as fast as the first
     ratio_spread  quartiles of the same ratio taken round by round, from samples that are neighbours in time
 
-Runtime is the call of the runtime alone; end to end is decoded BGR image -> preprocess -> run -> decode, NMS included.
+Runtime is the call of the runtime alone; end to end is decoded BGR image -> preprocess -> run -> decode, NMS included:
+by OpenCV and NumPy around the runtime, or in one call where the runtime has one (a native plan with its task).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from roadworthy.check.machine import environment, usable_cores
 from roadworthy.data.preprocess import Preprocess
 from roadworthy.detect.spec import DecodeSpec
 from roadworthy.errors import InputError
+from roadworthy.run.native.plan import MAGIC as PLAN_MAGIC
+from roadworthy.run.native.plan import Plan
 from roadworthy.run.targets import TARGETS
 
 Progress = Callable[[float, str], None]
@@ -49,8 +52,8 @@ class Entry:
     """One thing to measure.
 
     label: its name in the result, unique.   model: a serialized ONNX model with static shapes (a symbolic first
-    dimension is taken as 1).   target: a key of TARGETS, or `package.module:function` of your own, where the function
-    takes (model bytes, threads) and returns a Runner.
+    dimension is taken as 1), or a native plan.   target: a key of TARGETS, or `package.module:function` of your own,
+    where the function takes (model bytes, threads) and returns a Runner.
     frames: images, uint8 (H, W, 3) BGR, for end to end; with them `preprocess`, and `decode` unless the raw outputs
     are the result.
     """
@@ -468,11 +471,14 @@ def _check(
 
 def _feeds(entry: Entry) -> dict[str, NDArray]:
     """Input arrays for the runtime figure: uniform 0..1 from a fixed seed, zeros for integers."""
+    random = np.random.default_rng(0)
+    if entry.model[:4] == PLAN_MAGIC:
+        ports = Plan.from_bytes(entry.model).inputs
+        return {port.name: random.random(port.dims).astype(np.float32) for port in ports}
     try:
         graph = onnx.load_model_from_string(entry.model).graph
     except Exception as error:  # protobuf's DecodeError is not part of its public interface everywhere
         raise InputError(f"`{entry.label}` is not an ONNX model; give the bytes of an .onnx file") from error
-    random = np.random.default_rng(0)
     constants = {tensor.name for tensor in graph.initializer}
     feeds: dict[str, NDArray] = {}
     for value in graph.input:

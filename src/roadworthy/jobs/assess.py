@@ -21,13 +21,32 @@ from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
 from roadworthy.model.recognize import recognize
 from roadworthy.model.task import Task
+from roadworthy.run.native.layers_table import LayerTime, layer_times
+from roadworthy.run.native.plan import Plan
+from roadworthy.run.native.runner import is_plan
+from roadworthy.run.native.task_text import task_of
 from roadworthy.run.targets import TARGETS
 
 Size = tuple[int, int] | None
 
 
+def plan_in(source: str) -> bytes | None:
+    """The bytes of a file that is a native plan, else None. What cannot be read is left to `load` to refuse."""
+    try:
+        with Path(source).open("rb") as file:
+            return file.read() if is_plan(file.read(4)) and not file.seek(0) else None
+    except OSError:
+        return None
+
+
+def _task_in(plan: bytes, source: str) -> Task:
+    return task_of(Plan.from_bytes(plan).text, source)
+
+
 def _open(source: str, size: Size) -> tuple[Model, bytes]:
     """A model, and the bytes that a runtime should load: the file's own, or the fixed form of one with open sizes."""
+    if plan_in(source) is not None:
+        raise InputError(f"{source} is a native plan, which keeps no graph; hand in the ONNX file it was made from")
     model = load(source, input_hw=size)
     return model, model.float_bytes()
 
@@ -44,7 +63,12 @@ def evaluate(
     ui: Ui,
 ) -> dict[str, Any]:
     """Accuracy of a model, beside its original where one is given, with what looks wrong about its contract."""
-    model, content = _open(source, size)
+    plan = plan_in(source)
+    model: Model | None = None
+    if plan is None:
+        model, content = _open(source, size)
+    else:
+        content, target = plan, "native"
     dataset = read(data, split_seed=seed)
     samples = dataset.test
     if reference is None and samples.kind == "images":
@@ -57,7 +81,10 @@ def evaluate(
         original_task, _ = settle_task(
             original, dataset, task, lambda: TARGETS["ort"].runner(original_content, threads), seed
         )
-    mine, notes = _task_of(model, original_task, dataset, task, content, threads, seed)
+    if model is None:
+        mine, notes = _task_in(content, source), [f"{source} is a native plan and carries its task"]
+    else:
+        mine, notes = _task_of(model, original_task, dataset, task, content, threads, seed)
     if mine.decode.kind == "raw":
         raise InputError("a raw task has no accuracy of its own; use `roadworthy align` to compare outputs")
     if reference is None and not labelled(mine, samples):
@@ -93,8 +120,9 @@ def evaluate(
         result["accuracy"]["original"] = _detail(score(base, truth, judged_by), judged_by)
         result["drop"] = asdict(drop(base, predictions, truth, mine, 1000, seed))
         result["agreement"] = agreement(base, predictions, mine)
-    with ui.stage("contract", None):
-        findings += suspects(model, mine, samples, runner, seed)
+    if model is not None:
+        with ui.stage("contract", None):
+            findings += suspects(model, mine, samples, runner, seed)
     result["findings"] = findings
     return result
 
@@ -135,11 +163,14 @@ def bench_files(
     dataset = read(data) if data is not None else None
     frames = [s.image() for s in dataset.test[:8]] if dataset is not None else []
     for source in models:
-        model, content = _open(source, size)
-        settled = None
-        if dataset is not None:
-            settled, _ = settle_task(model, dataset, task, lambda c=content: TARGETS["ort"].runner(c, threads))  # type: ignore[misc]
-        for target in targets:
+        content, settled = plan_in(source) or b"", None
+        if content:
+            settled = _task_in(content, source) if dataset is not None else None
+        else:
+            model, content = _open(source, size)
+            if dataset is not None:
+                settled, _ = settle_task(model, dataset, task, lambda c=content: TARGETS["ort"].runner(c, threads))  # type: ignore[misc]
+        for target in ("native",) if is_plan(content) else targets:
             label = f"{Path(source).name} on {target}"
             if any(e.label == label for e in entries):
                 label = f"{source} on {target}"
@@ -149,6 +180,12 @@ def bench_files(
             )  # fmt: skip
     with ui.stage("speed", 100) as advance:
         return bench(entries, threads=threads or None, seconds=seconds, progress=lambda s, _: advance(int(100 * s)))
+
+
+def native_layers(source: str, threads: int, size: Size) -> list[LayerTime]:
+    """Time of every operation of a model on the native engine, on one thread unless told otherwise."""
+    plan = plan_in(source)
+    return layer_times(_open(source, size)[1] if plan is None else plan, threads or 1)
 
 
 def inspect_file(source: str, size: Size) -> dict[str, Any]:

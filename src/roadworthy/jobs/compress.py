@@ -47,10 +47,9 @@ from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
 from roadworthy.recipe import Calibration, Fold, Quantize, Recipe, StoreWeights, read_recipe
-from roadworthy.run import openvino
 from roadworthy.run.targets import TARGETS
 
-FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
+FILES = ("model.onnx", "model.rwp", "report.html", "report.json", "recipe.yaml")
 EFFORTS = ("quick", "normal", "thorough")
 RESOLUTION = 0.95
 """A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
@@ -91,10 +90,8 @@ class Settings:
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
         if self.target == "native" and not TARGETS["native"].available():
             raise InputError("the target native is not built into this installation; use --target ort")
-        if self.target == "openvino" and not openvino.available():
-            raise InputError(
-                "the target openvino is not installed; `pip install 'roadworthy[openvino]'`, or use --target ort"
-            )
+        if self.target != "auto" and not TARGETS[self.target].available():
+            raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -269,6 +266,8 @@ def _write(folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence
     try:
         temporary.chmod(0o755)
         (temporary / "model.onnx").write_bytes(best.data)
+        if best.deployed is not best.data:
+            (temporary / TARGETS[best.target].file).write_bytes(best.deployed)
         (temporary / "recipe.yaml").write_text(report["recipe"])
         write_json(report, temporary / "report.json")
         write_html(report, evidence.pictures, temporary / "report.html")
@@ -381,11 +380,8 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
                 f"the recipe {settings.recipe} is for the target {step.target}, but --target is {settings.target};"
                 " leave --target out"
             )
-        if step.target == "openvino" and not openvino.available():
-            raise InputError(
-                f"the recipe {settings.recipe} is for the target openvino, which is not installed;"
-                " `pip install 'roadworthy[openvino]'`"
-            )
+        if not TARGETS[step.target].available():
+            raise InputError(f"the recipe {settings.recipe} is for {step.target}, but {TARGETS[step.target].missing}")
         return str(step.target)
     if settings.target != "auto":
         return settings.target
@@ -412,7 +408,7 @@ def _final_speed(
 
     targets = dict.fromkeys(t.target for t in chosen)
     entries = [entry(f"original on {name}", original, name) for name in targets]
-    entries += [entry(f"{t.variant} on {t.target}", t.data, t.target) for t in chosen]
+    entries += [entry(f"{t.variant} on {t.target}", t.deployed, t.target) for t in chosen]
     measured: list[BenchResult] = []
     for attempt in range(1, ATTEMPTS + 1):
         with ui.stage("speed" if attempt == 1 else f"speed again ({attempt})", 100) as advance:
@@ -436,7 +432,12 @@ def _final_speed(
     for trial in chosen:
         trial.ratio = ratio_in(result, trial)
     latency = {id(t): result[f"{t.variant} on {t.target}"].runtime.median_ms for t in chosen}
-    best = min(chosen, key=lambda t: (_broken(t), (t.ratio or 0) < RESOLUTION, latency[id(t)] * math.sqrt(len(t.data))))
+
+    def merit(trial: Trial) -> tuple[bool, bool, float]:
+        slow = (trial.ratio or 0) < RESOLUTION
+        return _broken(trial), slow, latency[id(trial)] * math.sqrt(len(trial.deployed))
+
+    best = min(chosen, key=merit)
     for trial in chosen:
         if trial is not best:
             better = "faster" if latency[id(best)] < latency[id(trial)] else "smaller"

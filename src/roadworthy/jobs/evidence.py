@@ -23,6 +23,7 @@ from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
 from roadworthy.recipe import Fold
+from roadworthy.run.targets import TARGETS
 
 ALIGN_IMAGES = 4
 PICTURES = 6
@@ -89,7 +90,7 @@ def gather(
         warnings.append(
             f"{looks} candidates were judged on the same test images until one held; that flatters its drop a little"
         )
-    size_ratio = model.size / len(best.data)
+    size_ratio = model.size / len(best.deployed)
     return Evidence(
         summary=_summary(
             model,
@@ -113,9 +114,9 @@ def gather(
             "macs": total.macs,
         },
         result={
-            "path": "model.onnx",
-            "sha256": _sha(best.data),
-            "bytes": len(best.data),
+            "path": TARGETS[best.target].file,
+            "sha256": _sha(best.deployed),
+            "bytes": len(best.deployed),
             "variant": best.variant,
             "target": best.target,
             "size_ratio": size_ratio,
@@ -124,7 +125,7 @@ def gather(
         budgets=budgets,
         accuracy=_accuracy(judge, best, interval, task),
         speed=[{k: row.get(k) for k in SPEED_KEYS} for row in speed.rows()],
-        size={"original": _parts(model.float_bytes()), "compressed": _parts(best.data)},
+        size={"original": _parts(model.float_bytes()), "compressed": _parts_of(best)},
         candidates=_candidates(searches, best),
         sensitivity=_sensitivity(searches, best),
         layers=layers,
@@ -219,7 +220,7 @@ def _summary(
             f"{guess}{judge.metric} {judge.original_value:.2f} -> {best.judgement.value:.2f}: drop {interval.drop:+.2f}"
             f" points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
         )
-    lines.append(f"{model.size:,} -> {len(best.data):,} bytes: {size_ratio:.2f}x smaller.")
+    lines.append(f"{model.size:,} -> {len(best.deployed):,} bytes: {size_ratio:.2f}x smaller.")
     told = f"{ratio:.2f}x the speed of the original on {best.target}"
     if best_runtime != best.target:
         told += f", {against_best:.2f}x that of the original on its fastest runtime here ({best_runtime})"
@@ -284,7 +285,7 @@ def _candidates(searches: list[Search], best: Trial) -> list[dict[str, Any]]:
                     "name": f"{trial.name} on {search.target}",
                     "variant": trial.variant,
                     "drop": None if trial.judgement is None else trial.judgement.drop,
-                    "bytes": len(trial.data),
+                    "bytes": len(trial.deployed),
                     "ratio": trial.ratio,
                     "seconds": trial.seconds,
                     "chosen": trial is best,
@@ -348,6 +349,21 @@ def _layers(
         kept["placement"] = places.get(str(row["name"]), None)
         found.append(kept)
     return found, [f.text for f in alignment.findings[:5]]
+
+
+def _parts_of(trial: Trial) -> dict[str, int]:
+    """The parts of what is shipped."""
+    if trial.deployed is trial.data:
+        return _parts(trial.data)
+    from roadworthy.run.native.plan import Op, Plan
+
+    parts = {"weights": 0, "biases, scales, tables": 0}
+    for op in Plan.from_bytes(trial.deployed).ops:
+        weights = len(op.blobs[0]) if op.code in (Op.CONV, Op.DEPTHWISE) else 0
+        parts["weights"] += weights
+        parts["biases, scales, tables"] += sum(map(len, op.blobs)) - weights
+    parts["graph"] = len(trial.deployed) - sum(parts.values())
+    return {k: v for k, v in parts.items() if v}
 
 
 def _parts(data: bytes) -> dict[str, int]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,11 @@ class Trial:
     ratio: float | None = None
     seconds: float = 0.0
     why: str = ""
+
+    @cached_property
+    def deployed(self) -> bytes:
+        """What is shipped: the ONNX file itself, or what the target makes of it."""
+        return TARGETS[self.target].deploy(self.data)
 
 
 @dataclass
@@ -153,10 +159,10 @@ class Search:
 
         def work() -> Predictions:
             with self.ui.stage(f"{trial.name} on {self.target}: test images", len(samples)) as advance:
-                runner = TARGETS[self.target].runner(trial.data, self.threads)
+                runner = TARGETS[self.target].runner(trial.deployed, self.threads)
                 return predict(runner, self.task, samples, progress=advance)
 
-        trial.predictions = self.remember(self.target, trial.data, work)
+        trial.predictions = self.remember(self.target, trial.deployed, work)
         trial.judgement = self.judge(trial.predictions)
         trial.seconds += time.monotonic() - started
         self.ui.note(
@@ -194,7 +200,7 @@ class Search:
         """Latency ratios against the original on this target, measured side by side; on a machine that does not come
         to rest the median of ATTEMPTS measurements."""
         entries = [Entry("original", self.model.float_bytes(), self.target)]
-        entries += [Entry(t.name, t.data, self.target) for t in trials]
+        entries += [Entry(t.name, t.deployed, self.target) for t in trials]
         ratios: list[list[float]] = []
         for attempt in range(1, ATTEMPTS + 1):
             with self.ui.stage(f"speed on {self.target}" + (f" ({attempt})" if attempt > 1 else ""), 100) as advance:

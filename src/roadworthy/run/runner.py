@@ -48,7 +48,8 @@ class Target:
         common range (an input of other codes is translated); pictures are quantized to the very levels they have.
     symmetric_activations: activations must be quantized with the zero point in the middle.
     quantized_bias: biases are stored as int32 at scale (input scale x weight scale).
-    load: model bytes, threads -> runner.   available: whether it is installed here.
+    load: model bytes, threads -> runner.   available: whether it is installed here.   missing: what to say where not.
+    file: the name of what is shipped.   deploy: model bytes -> the bytes of that file, which `load` takes as well.
     """
 
     name: str
@@ -63,6 +64,9 @@ class Target:
     channel_activations: bool = False
     tables: bool = False
     whole: bool = False
+    missing: str = ""
+    file: str = "model.onnx"
+    deploy: Callable[[bytes], bytes] = lambda model: model
 
     def runner(self, model: bytes, threads: int = 0) -> Runner:
         """Load a serialized ONNX model; threads=0 uses every core."""

@@ -25,6 +25,12 @@ def _load_native(model: bytes, threads: int = 0) -> Runner:
     return load(model, threads)
 
 
+def _native_plan(model: bytes) -> bytes:
+    from roadworthy.run.native.runner import plan_of
+
+    return plan_of(model)
+
+
 def _native_available() -> bool:
     try:
         return find_spec("roadworthy.run.native.runner") is not None and find_spec("roadworthy._native") is not None
@@ -54,6 +60,7 @@ TARGETS: dict[str, Target] = {
         quantized_bias=True,
         load=openvino.load,
         available=openvino.available,
+        missing="the target openvino is not installed; `pip install 'roadworthy[openvino]'`",
     ),
     "native": Target(
         name="native",
@@ -89,6 +96,10 @@ TARGETS: dict[str, Target] = {
         quantized_bias=True,
         load=_load_native,
         available=_native_available,
+        missing="the native engine is not built; install a C++ compiler (Debian: `apt install g++`) and then"
+        " Roadworthy again",
+        file="model.rwp",
+        deploy=_native_plan,
         channel_activations=True,
         tables=True,
         whole=True,

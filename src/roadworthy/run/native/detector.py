@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from roadworthy.data.preprocess import Geometry, Preprocess
 from roadworthy.detect.detections import Detections
 from roadworthy.errors import InputError
-from roadworthy.model.task import Task, task_from_json
+from roadworthy.model.task import Task
 from roadworthy.run.native.runner import engine
+from roadworthy.run.native.task_text import task_of
 
 
 class Detector:
@@ -47,7 +48,7 @@ class Detector:
             self._session: Any = native.ImageSession(data, threads, isa, pin)
         except ValueError as error:
             raise InputError(f"{where} cannot be used on images: {error}") from error
-        self.task = _task(self._session.text, where)
+        self.task: Task = task_of(self._session.text.decode("utf-8", "replace"), where)
         spec = self.task.decode
         score = _fraction("score_threshold", spec.score_threshold if score_threshold is None else score_threshold)
         iou = _fraction("iou_threshold", spec.iou_threshold if iou_threshold is None else iou_threshold)
@@ -115,14 +116,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"the plan {path} cannot be read: {error.strerror or error}") from error
-
-
-def _task(text: bytes, where: str) -> Task:
-    for line in text.decode("utf-8", "replace").split("\n"):
-        key, _, value = line.partition("\t")
-        if key == "task_json":
-            return task_from_json(value, where)
-    raise InputError(f"{where} has no line task_json; write it again with this version of Roadworthy")
 
 
 def _fraction(name: str, value: float) -> float:

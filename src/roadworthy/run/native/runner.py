@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class NativeRunner:
         """source: the bytes of a plan or of an ONNX file (float, or with Q/DQ nodes), or a model with its encodings."""
         self._threads = threads
         self._options = options
-        self._model = _model(source) if isinstance(source, Model) or source[:4] != MAGIC else None
+        self._model = _model(source) if isinstance(source, Model) or not is_plan(source) else None
         self.notes: tuple[str, ...] = ()
         if self._model is None:
             assert isinstance(source, bytes)
@@ -56,6 +56,7 @@ class NativeRunner:
             plan = lower(self._model)
             self.notes = plan.notes
             data = plan.to_bytes()
+        self._data = data
         self.session = session(data, threads, **options)
         self.input_names: tuple[str, ...] = tuple(name for name, _ in self.session.inputs)
         self.output_names: tuple[str, ...] = tuple(name for name, _ in self.session.outputs)
@@ -74,6 +75,18 @@ class NativeRunner:
         result = {name: found[name] for name in self.output_names}
         result.update({t: feeds[t] if t in feeds else found[t] for t in taps})
         return result
+
+    def from_image(self) -> Callable[[NDArray[np.uint8]], Any] | None:
+        """The function from a BGR image to its detections or class probabilities in one call; None where the model
+        carries no task by which that is possible."""
+        from roadworthy.run.native.detector import Detector
+
+        try:
+            made = Detector(self._data, self._threads)
+        except InputError:
+            return None
+        kind = made.task.decode.kind
+        return None if kind == "raw" else made.classify if kind == "classify" else made.detect
 
     def _input(self, feeds: Mapping[str, NDArray], name: str) -> NDArray[np.float32]:
         if name not in feeds:
@@ -97,6 +110,16 @@ class NativeRunner:
 def _model(source: bytes | Model) -> Model:
     model = source if isinstance(source, Model) else load_model(source)
     return from_qdq(model) if has_qdq(model) else model
+
+
+def is_plan(data: bytes) -> bool:
+    """Whether these are the bytes of a plan."""
+    return data[:4] == MAGIC
+
+
+def plan_of(source: bytes) -> bytes:
+    """The plan of an ONNX file (float, or with Q/DQ nodes); a plan is given back as it is."""
+    return source if is_plan(source) else lower(_model(source)).to_bytes()
 
 
 def load(model: bytes, threads: int = 0) -> NativeRunner:

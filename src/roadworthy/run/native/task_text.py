@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from roadworthy.model.task import Task
+from roadworthy.errors import InputError
+from roadworthy.model.task import Task, task_from_json
 
 _NAMES = ("class_names", "outputs")
 
@@ -17,6 +18,15 @@ def task_text(task: Task | None) -> str:
     lines = [f"{f.name}\t{_value(f.name, getattr(part, f.name))}\n" for part in (task.preprocess, task.decode)
              for f in fields(part)]  # fmt: skip
     return "".join(lines) + f"task_json\t{task.to_json()}\n"
+
+
+def task_of(text: str, where: str) -> Task:
+    """The task in the text section of a plan. Raises InputError where it holds none."""
+    for line in text.split("\n"):
+        key, _, value = line.partition("\t")
+        if key == "task_json":
+            return task_from_json(value, where)
+    raise InputError(f"{where} holds no task; write it again from a model that carries one")
 
 
 def _value(key: str, value: Any) -> str:
