@@ -154,11 +154,12 @@ def speed_table(result: Any) -> None:
 
 def layer_table(source: str, found: Sequence[Any], threads: int) -> None:
     """Time per layer on the native engine."""
-    rows = [
-        (_tail(row.name), row.op, _number(row.us, 1), f"{100 * row.share:.1f}",
-         f"{row.macs / 1e6:.2f}" if row.macs else "", _number(row.gops, 0) if row.macs else "", "" if row.fraction is None else f"{row.fraction:.2f}")
-        for row in found
-    ]  # fmt: skip
+    rows = []
+    for row in found:
+        work = ["", "", ""]
+        if row.macs:
+            work = [f"{row.macs / 1e6:.2f}", _number(row.gops, 0), _number(row.fraction)]
+        rows.append((_tail(row.name), row.op, _number(row.us, 1), f"{100 * row.share:.1f}", *work))
     whole = sum(row.us for row in found)
     title = f"{source} on native, {threads} thread{'s'[: threads != 1]}: {whole:.0f} us in {len(found)} operations"
     columns = ("us", "% of\nframe", "M MAC", "GOP/s", "of\npeak")
