@@ -221,6 +221,15 @@ def test_moves_keep_codes(op: str):
     assert np.array_equal(through, u8(0.05, 3).quantize(plain.run({"x": code.fake(x)})["y"]))
 
 
+def test_a_part_that_nobody_reads_can_be_tapped():
+    nodes = [N("Split", ["x", "k"], ["a", "b"], axis=1), N("Relu", ["b"], ["y"])]
+    code = u8(0.03, 77)
+    model = quantized(nodes, {"k": np.array([1, 2])}, (1, 3, 2, 2), x=code, b=code)
+    assert ar.operations(model)[0].form == "move"
+    x = rand(1, 3, 2, 2)
+    assert np.array_equal(ReferenceRunner(model).run({"x": x}, ["a"])["a"], code.fake(x)[:, :1])
+
+
 def test_what_computes_in_float_when_an_encoding_is_missing():
     a, b, y = SCALES["ragged"]
     whole = joined("Add", a, b, y)
