@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from test_integer_layers import per_channel, quantized, s8, u8
 
-from onnx_graphs import N, rand
+from onnx_graphs import N, build, rand
 from roadworthy.errors import UnsupportedError
 from roadworthy.model.encoding import Encoding
-from roadworthy.model.model import Model
+from roadworthy.model.model import Model, load
 from roadworthy.run import arithmetic as ar
 from roadworthy.run.reference import ReferenceRunner
 
@@ -219,6 +219,15 @@ def test_moves_keep_codes(op: str):
     assert ar.operations(other)[0].form == "float"
     through = ReferenceRunner(other).codes({"x": x}, ["y"])["y"]
     assert np.array_equal(through, u8(0.05, 3).quantize(plain.run({"x": code.fake(x)})["y"]))
+
+
+def test_a_part_that_nobody_reads_can_be_tapped():
+    nodes = [N("Split", ["x", "k"], ["a", "b"], axis=1), N("Relu", ["b"], ["y"])]
+    code = u8(0.03, 77)
+    model = load(build(nodes, {"k": np.array([1, 2])}, (1, 3, 2, 2))).with_encodings({"x": code, "b": code}, "by hand")
+    assert ar.operations(model)[0].form == "move"
+    x = rand(1, 3, 2, 2)
+    assert np.array_equal(ReferenceRunner(model).run({"x": x}, ["a"])["a"], code.fake(x)[:, :1])
 
 
 def test_what_computes_in_float_when_an_encoding_is_missing():

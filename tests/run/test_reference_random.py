@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from random_int8 import feeds, random_int8_model
 from roadworthy.model import graph as g
-from roadworthy.model.model import Model
-from roadworthy.model.qdq import to_qdq
+from roadworthy.model.model import Model, load
+from roadworthy.model.qdq import from_qdq, to_qdq
 from roadworthy.model.units import units
 from roadworthy.run import arithmetic as ar
 from roadworthy.run.ort import OrtRunner
@@ -78,6 +80,32 @@ def test_random_network(seed: int):
     compare(seed)
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_exact_models_take_no_sums_in_float(data: st.DataObject):
+    model = random_int8_model(lambda n: data.draw(st.integers(0, n - 1)))
+    for operation in ar.operations(model):
+        sums = {"Conv", "Gemm", "MatMul", "AveragePool", "GlobalAveragePool"} & {n.op_type for n in operation.nodes}
+        assert operation.form != "float" or not sums, operation.refusal
+    assert all(np.isfinite(v).all() for v in ReferenceRunner(model).run(feeds(model)).values())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_model_that_comes_back_from_its_file_is_the_same(seed: int):
+    """Biases are stored as int32 there, weights as codes. What no integer layer reads or makes is not stored."""
+    model = random_int8_model(seed)
+    if bias_beside_scalar_weight(model):
+        pytest.skip("the Q/DQ file cannot be written")
+    back = from_qdq(load(to_qdq(model)))
+    if dict(back.encodings) == dict(model.encodings):
+        x = feeds(model, seed)
+        again = ReferenceRunner(back).run(x)
+        for name, wanted in ReferenceRunner(model).run(x).items():
+            assert np.array_equal(again[name], wanted)
+        FORMS["back"] += 1
+
+
 def test_every_form_was_met():
     if sum(FORMS.values()) > 100:  # not where one seed was picked by hand
         assert {"linear", "table", "poly", "add", "mul", "concat", "average", "move"} <= set(FORMS)
+        assert FORMS["back"] > len(SEEDS) // 4

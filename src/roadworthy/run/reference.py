@@ -250,10 +250,12 @@ def _move(state: _State, operation: ar.Operation) -> None:
     if node.op_type == "Pad":  # its number would have to become a code; quantizing again gives the same codes
         _float_node(state, node)
         return
-    x, _ = state.operand(node.inputs[0])
+    x, source = state.operand(node.inputs[0])
     for value, codes in zip(node.outputs, ops.run_node(node, [x, *(state.real(v) for v in node.inputs[1:])])):
-        if g.is_read(value):
+        if state.encodings.get(str(value.name)) == source:
             state.put_codes(value, codes)
+        else:  # a part that nobody reads, but a tap may
+            state.put(value, source.dequantize(codes))
 
 
 def _linear(state: _State, operation: ar.Operation) -> None:
