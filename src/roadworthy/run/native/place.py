@@ -124,8 +124,8 @@ def _located(made: Placement) -> bool:
     before = len(made.failed)
     for array in arrays:
         _locate(made, array)
-        if len(made.failed) != before:
-            return False
+    if len(made.failed) != before:
+        return False
     made.written = {a: [] for a in arrays if a not in made.host}
     for item in made.network.items:
         if isinstance(item, Step):
