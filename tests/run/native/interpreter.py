@@ -123,12 +123,9 @@ def conv(op: PlanOp, views: list[NDArray], tensors: list[PlanTensor]) -> None:
 
 
 def _at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype) -> NDArray:
-    class Memory:
-        __array_interface__ = {
-            "data": (address, False), "shape": shape, "strides": strides, "typestr": dtype.str, "version": 3,
-        }  # fmt: skip
-
-    return np.asarray(Memory())
+    """An array at an address; the border in front of an image lies before the view that NumPy knows."""
+    interface = {"data": (address, False), "shape": shape, "strides": strides, "typestr": dtype.str, "version": 3}
+    return np.asarray(type("Memory", (), {"__array_interface__": interface})())
 
 
 def rounded(v: NDArray) -> NDArray[np.int64]:

@@ -52,8 +52,13 @@ class Placement:
         return self.places[array][1]
 
     def hosted(self, link: Link) -> bool:
-        """Whether the link holds without a copy."""
-        return any(a in self.host and self.host[a][0] is link for a in (link.source, link.target))
+        """Whether the link holds without a copy: as a wish, or because both sides came to lie where it wants them."""
+        if any(a in self.host and self.host[a][0] is link for a in (link.source, link.target)):
+            return True
+        if self.root(link.source) is not self.root(link.target):
+            return False
+        pair = copy_views(self, link)
+        return pair is not None and pair[0] == pair[1]
 
     def aligned(self, array: Array) -> bool:
         """Whether the array is a range of channels of a root stored as an image, and so has the root's border."""
@@ -208,7 +213,10 @@ def _natural_of(made: Placement, array: Array) -> View:
     plain = dense(array.dims, _IMAGE_ORDER) if is_image(array.dims) else contiguous(array.dims)
     if array.space != ARENA or array.ordered:
         return contiguous(array.dims)
-    before = _ancestors(made, array)
+    before, makers = _ancestors(made, array), made.makers.get(array)
+    form = makers[0].output.form if makers and isinstance(makers[0], Step) else None
+    if form in ("rows", "flat"):
+        return contiguous(array.dims)
     if not before:
         return plain
     if before[0].space != ARENA and isinstance(made.makers[array][0], Step):
@@ -217,7 +225,12 @@ def _natural_of(made: Placement, array: Array) -> View:
     first = made.makers[array][0]
     if isinstance(first, Link) and first.forward is not None:
         return first.forward(known) or plain
-    return dense(array.dims, by_stride(known)) if len(known.dims) == len(array.dims) else plain
+    if len(known.dims) != len(array.dims):
+        return plain
+    order = by_stride(known)
+    if form == "last":
+        order = (*(k for k in order if k != len(order) - 1), len(order) - 1)
+    return dense(array.dims, order)
 
 
 def _layout(made: Placement, array: Array) -> Layout:
