@@ -175,6 +175,35 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict]] = {
                  pads=[1, 1, 1, 1])],
               {"w": rand(5, 16, 3, 3) / 12, "e": np.array([99, 99]), "a": np.array([2, 3]), "t": np.array([2, 2]),
                **{f"s{i}{j}": np.array([i, j]) for i in (0, 1) for j in (0, 1)}}),
+    "anchors": ([N("Conv", ["x", "w", "b"], ["c"]), N("Reshape", ["c", "s"], ["r"]),
+                 N("Transpose", ["r"], ["t"], perm=[0, 1, 3, 4, 2]), N("Sigmoid", ["t"], ["g"]),
+                 N("Split", ["g", "parts"], ["xy", "wh", "rest"], axis=4), N("Mul", ["xy", "two"], ["xy2"]),
+                 N("Add", ["xy2", "grid"], ["xy3"]), N("Mul", ["wh", "two"], ["wh2"]),
+                 N("Pow", ["wh2", "two"], ["wh3"]),
+                 N("Mul", ["wh3", "sides"], ["wh4"]), N("Concat", ["xy3", "wh4", "rest"], ["d"], axis=4),
+                 N("Reshape", ["d", "z"], ["e"]), N("Concat", ["e", "e"], ["y"], axis=1)],
+                {"w": rand(21, 4, 1, 1), "b": rand(21), "s": np.array([1, 3, 7, 6, 8]), "parts": np.array([2, 2, 3]),
+                 "two": np.float32(2), "grid": rand(1, 1, 6, 8, 2), "sides": rand(1, 3, 1, 1, 2),
+                 "z": np.array([1, -1, 7])}),
+    "distribution": ([N("Conv", ["x", "w"], ["c"]), N("Conv", ["x", "w"], ["k"], strides=[2, 2]),
+                      N("Reshape", ["c", "s"], ["c2"]), N("Reshape", ["k", "s"], ["k2"]),
+                      N("Concat", ["c2", "k2"], ["all"], axis=2), N("Split", ["all", "parts"], ["box", "cls"], axis=1),
+                      N("Reshape", ["box", "z"], ["b1"]), N("Transpose", ["b1"], ["b2"], perm=[0, 2, 1, 3]),
+                      N("Softmax", ["b2"], ["b3"], axis=1), N("Conv", ["b3", "v"], ["b4"]),
+                      N("Reshape", ["b4", "four"], ["b5"]), N("Slice", ["b5", "o0", "o2", "one"], ["lt"]),
+                      N("Slice", ["b5", "o2", "o4", "one"], ["rb"]), N("Sub", ["grid", "lt"], ["p"]),
+                      N("Add", ["grid", "rb"], ["q"]), N("Concat", ["p", "q"], ["box4"], axis=1),
+                      N("Mul", ["box4", "strides"], ["m"]), N("Sigmoid", ["cls"], ["cls2"]),
+                      N("Concat", ["m", "cls2"], ["y"], axis=1)],
+                     {"w": rand(25, 4, 1, 1), "s": np.array([1, 25, -1]), "parts": np.array([20, 5]),
+                      "z": np.array([1, 4, 5, 60]), "v": np.arange(5, dtype=np.float32).reshape(1, 5, 1, 1),
+                      "four": np.array([1, 4, 60]), "o0": np.array([0]), "o2": np.array([2]), "o4": np.array([4]),
+                      "one": np.array([1]), "grid": rand(1, 2, 60), "strides": rand(1, 60)}),
+    "squeeze and excite": ([pointwise("x", "c"), N("GlobalAveragePool", ["c"], ["p"]), N("Conv", ["p", "v"], ["e"]),
+                            N("Relu", ["e"], ["r"]), N("Conv", ["r", "u"], ["h"]), N("HardSigmoid", ["h"], ["g"]),
+                            N("Mul", ["c", "g"], ["m"]), N("Conv", ["m", "t"], ["y"], pads=[1, 1, 1, 1])],
+                           {"w": rand(6, 4, 1, 1), "v": rand(2, 6, 1, 1), "u": rand(6, 2, 1, 1),
+                            "t": rand(3, 6, 3, 3) / 8}),
     "unpadded flatten of many": ([pointwise("x", "c"), N("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]),
                                   N("Reshape", ["t", "s"], ["r"]), N("Sigmoid", ["r"], ["y"])],
                                  {"w": rand(6, 4, 1, 1), "s": np.array([1, -1, 3])}),
@@ -208,7 +237,8 @@ def test_a_value_twice_in_a_concat_in_two_and_read_with_a_border(axis: int):
 
     nodes = [pointwise("x", "a"), N("Relu", ["a"], ["r"]), N("Concat", ["a", "r", "a"], ["f"], axis=axis),
              N("Concat", ["r", "f", "x"], ["h"], axis=axis), N("Conv", ["a", "k"], ["c"], pads=[1, 1, 1, 1]),
-             N("Conv", ["f", "u"], ["d"], pads=[2, 0, 0, 2]), N("Conv", ["h", "v"], ["e"], pads=[0, 1, 1, 0])]  # fmt: skip
+             N("Conv", ["f", "u"], ["d"], pads=[2, 0, 0, 2]),
+             N("Conv", ["h", "v"], ["e"], pads=[0, 1, 1, 0])]  # fmt: skip
     weights = {"w": rand(4, 4, 1, 1), "k": rand(3, 4, 3, 3) / 6, "u": rand(2, sized(4, 4, 4), 3, 3) / 8,
                "v": rand(2, sized(4, 12, 4), 2, 2) / 8}  # fmt: skip
     check(nodes, weights, outputs=("c", "d", "e"))
@@ -270,7 +300,7 @@ def test_other_outputs_than_the_models_own():
     "node, weights, words",
     [
         (N("Resize", ["x", "", "s"], ["y"], mode="cubic", name="up"), {"s": np.float32([1, 1, 2, 2])}, "'up'.*cubic"),
-        (N("InstanceNormalization", ["x", "s", "s"], ["y"], name="norm"), {"s": rand(4)}, "InstanceNormalization 'norm'"),
+        (N("InstanceNormalization", ["x", "s", "s"], ["y"], name="norm"), {"s": rand(4)}, "'norm'"),
         (N("MatMul", ["x", "x"], ["y"], name="attention"), {}, "'attention'"),
         (N("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2], name="pool"), {}, "'pool'.*dilated"),
         (N("ReduceMean", ["x"], ["y"], axes=[1], name="mean"), {}, "'mean'"),
@@ -292,3 +322,11 @@ def test_the_interpreter_notices_a_border_that_nobody_wrote():
     conv = replace(plan.ops[1], tensors=(len(bare) - 1, plan.ops[1].tensors[1]))
     damaged = replace(plan, tensors=tuple(bare), ops=(plan.ops[0], conv, *plan.ops[2:]))
     assert not close(Interpreter(damaged).run({"x": x})["y"], ort(proto, x)["y"])
+
+
+def test_a_border_beside_a_single_column():
+    nodes = [N("Gather", ["x", "i"], ["a"], axis=1), N("Reshape", ["a", "s"], ["b"]), N("Reshape", ["b", "z"], ["c"]),
+             N("Conv", ["c", "w"], ["y"], pads=[1, 1, 1, 1])]  # fmt: skip
+    weights = {"i": np.array([2, 0, 0, 1, 3]), "s": np.array([5, 3]), "z": np.array([1, 5, 3, 1]),
+               "w": rand(2, 5, 3, 3) / 5}  # fmt: skip
+    check(nodes, weights, (1, 4, 3, 1))

@@ -99,7 +99,7 @@ def test_a_count_or_offset_outside_the_file_is_noticed_with_a_right_checksum(at:
     data = bytearray(small().to_bytes())
     struct.pack_into("<I", data, at, 0x7FFFFFF0)
     struct.pack_into("<I", data, 16, zlib.crc32(bytes(data[20:])))
-    with pytest.raises(InputError, match="the plan (is damaged|has the unknown operation)"):
+    with pytest.raises(InputError, match=r"the plan (is damaged|has the unknown operation)"):
         Plan.from_bytes(bytes(data))
 
 

@@ -278,5 +278,8 @@ def _tensor(made: _Emitter, tensor: _Tensor) -> PlanTensor:
         border = made.placement.border(array)
         fill = array.fill() if any(border) else b""
     strides = tuple(1 if d == 1 and s == 0 else s for d, s in zip(view.dims, view.strides))
+    if any(border):
+        # A view of a single row or column may have any step there; the border lies where the buffer has it.
+        strides = (*made.placement.layouts[root].view.strides[2:], 1)
     index = root.index if root.space != CONSTANT else 0
     return PlanTensor(array.dtype, root.space, at + view.offset * bytes_each, view.dims, strides, index, border, fill)

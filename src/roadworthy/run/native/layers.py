@@ -29,7 +29,7 @@ from roadworthy.run.arithmetic import (
 )
 from roadworthy.run.native.focus import space_to_depth_source
 from roadworthy.run.native.network import NO_BORDER, Array, Border, Operand
-from roadworthy.run.native.plan import Op, float_bits
+from roadworthy.run.native.plan import Op, float_bits, function_bits
 from roadworthy.run.native.translate import Translator, unsupported
 from roadworthy.run.native.views import Map, View, take
 
@@ -47,7 +47,7 @@ def attributes(at: Windows, cin: int, cout: int, epilogue: Epilogue, weight_kind
     f = epilogue.function if epilogue.kind == "real" else NONE
     return (
         *at.kernel, *at.strides, *at.pads_begin, *at.dilations, cin, cout, KINDS[epilogue.kind], epilogue.lo,
-        epilogue.hi, f.code, float_bits(f.a), float_bits(f.b), float_bits(epilogue.poly_a),
+        epilogue.hi, *function_bits(f.code, f.a, f.b), float_bits(epilogue.poly_a),
         float_bits(epilogue.poly_b), weight_kind,
     )  # fmt: skip
 

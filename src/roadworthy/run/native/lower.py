@@ -11,7 +11,7 @@ from roadworthy.errors import InputError
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model
 from roadworthy.run.arithmetic import Operation
-from roadworthy.run.native import moves, pointwise, pools
+from roadworthy.run.native import moves, pointwise, pools, siblings
 from roadworthy.run.native.emit import emit
 from roadworthy.run.native.layers import layer
 from roadworthy.run.native.place import place
@@ -75,11 +75,12 @@ def handler(operation: Operation) -> Handler:
     return found
 
 
-def lower(model: Model, outputs: Sequence[str] = (), tap: Sequence[str] = ()) -> Plan:
+def lower(model: Model, outputs: Sequence[str] = (), tap: Sequence[str] = (), merge_siblings: bool = False) -> Plan:
     """The plan of a model.
 
     outputs: names of the values to return; empty: the model's outputs.   tap: further values, returned as float32
-    behind the outputs; asking for them changes no other result.
+    behind the outputs; asking for them changes no other result.   merge_siblings: convolutions of one input are
+    computed as one where that needs no copy.
     Raises InputError for a name that is no value of the graph, UnsupportedError for what the engine cannot compute.
     """
     values = g.values(model.ir)
@@ -88,4 +89,6 @@ def lower(model: Model, outputs: Sequence[str] = (), tap: Sequence[str] = ()) ->
         if name not in values:
             raise InputError(f"the model has no value named {name!r}; `outputs` and `tap` take names of the graph")
     network = Translator(model, handler).run(wanted, tap)
+    if merge_siblings:
+        siblings.merge_siblings(network)
     return emit(network, place(network), task_text(model.task))

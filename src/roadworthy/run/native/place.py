@@ -52,8 +52,13 @@ class Placement:
         return self.places[array][1]
 
     def hosted(self, link: Link) -> bool:
-        """Whether the link holds without a copy."""
-        return any(a in self.host and self.host[a][0] is link for a in (link.source, link.target))
+        """Whether the link holds without a copy: as a wish, or because both sides came to lie where it wants them."""
+        if any(a in self.host and self.host[a][0] is link for a in (link.source, link.target)):
+            return True
+        if self.root(link.source) is not self.root(link.target):
+            return False
+        pair = copy_views(self, link)
+        return pair is not None and pair[0] == pair[1]
 
     def aligned(self, array: Array) -> bool:
         """Whether the array is a range of channels of a root stored as an image, and so has the root's border."""

@@ -21,6 +21,7 @@ VERSION = 1
 HEADER_BYTES = 128
 TENSOR_BYTES = 144
 MAX_RANK = 5
+_FAR = 3e38
 ALIGN = 64
 
 
@@ -122,6 +123,12 @@ class Plan:
 def float_bits(x: float) -> int:
     """A float32 as the int32 of the same bits."""
     return int(struct.unpack("<i", struct.pack("<f", x))[0])
+
+
+def function_bits(code: int, a: float, b: float) -> tuple[int, int, int]:
+    """A function's code and parameters as attributes; those of a plan are finite, so that a bound that is not there
+    becomes one that no value reaches."""
+    return code, float_bits(min(max(a, -_FAR), _FAR)), float_bits(min(max(b, -_FAR), _FAR))
 
 
 def bits_float(bits: int) -> float:

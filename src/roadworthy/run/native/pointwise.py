@@ -17,7 +17,7 @@ from roadworthy.run.arithmetic import (
 )
 from roadworthy.run.arithmetic.operations import plain_function
 from roadworthy.run.native.network import Array, Operand, constant_array, is_image
-from roadworthy.run.native.plan import Op, float_bits
+from roadworthy.run.native.plan import Op, float_bits, function_bits
 from roadworthy.run.native.translate import Translator, code_form, elementwise_form, shape_of, unsupported
 from roadworthy.run.native.views import Map, View, inverse, transpose
 
@@ -33,7 +33,7 @@ def unary(tr: Translator, function: Function, x: Array, name: str, dims: Sequenc
     """f(x) in float32."""
     dims = tuple(dims or x.dims)
     form = elementwise_form(dims)
-    numbers = (function.code, float_bits(function.a), float_bits(function.b))
+    numbers = function_bits(function.code, function.a, function.b)
     source = Operand(x, form, dims=_broadcast(x, dims))
     return tr.network.step(
         Op.UNARY, [source], Operand(Array(name, dims, None, like=(x,)), form), numbers, (), name, True
@@ -78,7 +78,7 @@ def _prelu(tr: Translator, node: g.Node) -> None:
     """x > 0 ? x : x * slope = max(x, 0) + min(x, 0) * slope; one of the two parts is always zero, so both are exact."""
     out, x = node.outputs[0], tr.float_array(node.inputs[0])
     slope = tr.float_array(node.inputs[1])
-    up = unary(tr, Function("clip", 0.0, float("inf")), x, f"{out.name}.positive")
+    up = unary(tr, Function("relu"), x, f"{out.name}.positive")
     down = unary(tr, Function("clip", float("-inf"), 0.0), x, f"{out.name}.negative")
     scaled = binary(tr, "mul", down, slope, x.dims, f"{out.name}.scaled")
     tr.settle(out, binary(tr, "add", up, scaled, x.dims, str(out.name)))

@@ -79,6 +79,8 @@ def reshape(view: View, dims: Sequence[int]) -> View | None:
     dims = tuple(dims)
     if math.prod(dims) != view.size:
         return None
+    if dims == view.dims:
+        return view
     if view.size == 0:
         return None
     old = [(d, s) for d, s in zip(view.dims, view.strides) if d != 1]
