@@ -97,12 +97,13 @@ void letterboxing() {
   p.mean.assign(static_cast<size_t>(p.channels()), 10.0);
   p.std.assign(static_cast<size_t>(p.channels()), 2.0);
   const int h = draw(1, 80), w = draw(0, 2) ? draw(1, 120) : p.width * draw(1, 9), gap = draw(0, 1) * draw(0, 9), pixel = draw(p.channels(), 5);
+  const bool exact = draw(0, 1);  // every pixel is its own code
   const std::string where = std::to_string(h) + "x" + std::to_string(w) + " to " + std::to_string(p.height) + "x" + std::to_string(p.width);
   Fenced image(static_cast<size_t>((h - 1) * (3 * w + gap) + 3 * w));
   std::vector<uint8_t> expected;
   for (rw::Isa isa : paths()) {
     rw::Letterbox letterbox(p, rw::kernels(isa));
-    const std::vector<uint8_t> tables = letterbox.codes({0.7f}, {9});
+    const std::vector<uint8_t> tables = letterbox.codes({exact ? 0.5f : 0.7f}, {exact ? 10 : 9});  // exact: (level - 10) / 2 / 0.5 + 10
     Fenced y(static_cast<size_t>(p.height * p.width * pixel - (pixel - p.channels())));
     std::memset(y.data, 77, static_cast<size_t>(p.height * p.width * pixel - (pixel - p.channels())));
     const rw::Image out = {y.data, int64_t(p.width) * pixel, pixel, p.height, p.width, p.channels()};
