@@ -83,7 +83,8 @@ def main() -> int:
         return 2
     cv2.setNumThreads(1)
     exact = threshold_of_opencv(options.threshold)
-    print("| boxes | kept | roadworthy ms | cv2.dnn.NMSBoxes ms | NumPy ms | over cv2 | over NumPy |\n|---|---|---|---|---|---|---|")
+    print("| boxes | kept | roadworthy ms | cv2.dnn.NMSBoxes ms | NumPy ms | over cv2 | over NumPy |")
+    print("|---|---|---|---|---|---|---|")
     for count in options.boxes:
         for seed in range(options.seeds):
             boxes, scores = clustered(count, seed)

@@ -1,15 +1,22 @@
 // The Python module roadworthy._native: the only file that knows Python. Errors arrive there as ValueError with the sentence.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "detect/detector.h"
+#include "detect/task.h"
 #include "engine/cpu.h"
 #include "engine/session.h"
 
@@ -89,6 +96,249 @@ Profile profile(rw::Session& session, const std::vector<Array>& inputs, int repe
   return rows;
 }
 
+// Detection (native/detect).
+
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Labels = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+nb::ndarray<nb::numpy, T> owned(const T* from, std::vector<size_t> shape) {
+  size_t n = 1;
+  for (size_t s : shape) n *= s;
+  T* data = new T[n ? n : 1];
+  if (n) std::memcpy(data, from, n * sizeof(T));
+  return nb::ndarray<nb::numpy, T>(data, shape.size(), shape.data(), nb::capsule(data, [](void* p) noexcept { delete[] static_cast<T*>(p); }));
+}
+
+nb::ndarray<nb::numpy, int32_t> nms(Floats boxes, Floats scores, std::optional<Labels> labels, double iou_threshold, float score_threshold,
+                                    int64_t max_detections, const std::string& isa) {
+  const size_t n = scores.size();
+  if (boxes.size() != 4 * n || (labels && labels->size() != n) || n > 0x7fffffff) rw::fail("boxes, scores and labels differ in number");
+  thread_local std::map<rw::Isa, rw::Nms> pool;  // working memory of this thread, by instruction set
+  const rw::Isa chosen = rw::choose_isa(isa);
+  auto found = pool.find(chosen);
+  if (found == pool.end()) found = pool.emplace(chosen, rw::Nms(rw::kernels(chosen))).first;
+  const std::vector<int32_t>* kept;
+  {
+    nb::gil_scoped_release release;
+    kept = &found->second.run(boxes.data(), scores.data(), labels ? labels->data() : nullptr, static_cast<int64_t>(n),
+                              {iou_threshold, score_threshold, max_detections});
+  }
+  return owned(kept->data(), {kept->size()});
+}
+
+using Bytes3 = nb::ndarray<const uint8_t, nb::ndim<3>, nb::device::cpu>;
+
+rw::Picture picture(const Bytes3& image) {
+  if (image.shape(2) != 3 || image.stride(2) != 1 || image.stride(1) != 3 || image.stride(0) < int64_t(3 * image.shape(1)))
+    rw::fail("an image must be uint8 of shape (height, width, 3), with whole pixels side by side");
+  const size_t longest = 1 << 15;
+  if (image.shape(0) > longest || image.shape(1) > longest) rw::fail("an image has a side of more than 32768 pixels; make it smaller");
+  return {image.data(), static_cast<int>(image.shape(0)), static_cast<int>(image.shape(1)), image.stride(0)};
+}
+
+rw::Task task_of(const std::string& text) {
+  rw::Task task;
+  std::string error;
+  if (!rw::parse_task(text.data(), text.size(), &task, &error)) rw::fail(error);
+  return task;
+}
+
+// Preprocessing alone, for tests and benchmarks.
+class Preparation {
+ public:
+  Preparation(const std::string& text, const std::string& isa)
+      : task_(task_of(text)), letterbox_(task_.preprocess, rw::kernels(rw::choose_isa(isa))), levels_(letterbox_.levels()) {
+    if (!task_.preprocess.height) rw::fail("the task has no size_hw");
+  }
+
+  nb::tuple floats(const Bytes3& image) {
+    const rw::Preprocess& p = task_.preprocess;
+    const size_t h = static_cast<size_t>(p.height), w = static_cast<size_t>(p.width), c = static_cast<size_t>(p.channels());
+    std::vector<float> out(h * w * c);
+    const rw::Geometry g = letterbox_.write_floats(picture(image), levels_.data(), out.data(), {});
+    return nb::make_tuple(owned(out.data(), p.nhwc ? std::vector<size_t>{1, h, w, c} : std::vector<size_t>{1, c, h, w}), geometry(g));
+  }
+
+  // Codes in pixels of `pixel` bytes; the bytes between pixels are 0.
+  nb::tuple codes(const Bytes3& image, const std::vector<float>& scale, const std::vector<int32_t>& zero, int64_t pixel, int repeats) {
+    const rw::Preprocess& p = task_.preprocess;
+    const size_t c = static_cast<size_t>(p.channels());
+    if (pixel < p.channels() || (scale.size() != 1 && scale.size() != c) || (zero.size() != 1 && zero.size() != c)) rw::fail("codes: wrong sizes");
+    std::vector<uint8_t> out(static_cast<size_t>(p.height * pixel * p.width));
+    const std::vector<uint8_t> tables = letterbox_.codes(scale, zero);
+    const rw::Image to = {out.data(), p.width * pixel, pixel, p.height, p.width, p.channels()};
+    const rw::Picture from = picture(image);
+    rw::Geometry g;
+    std::vector<double> us;
+    for (int i = 0; i < repeats; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      g = letterbox_.write_codes(from, tables.data(), to, {});
+      us.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+    }
+    std::sort(us.begin(), us.end());
+    return nb::make_tuple(owned(out.data(), {static_cast<size_t>(p.height), static_cast<size_t>(p.width), static_cast<size_t>(pixel)}),
+                          geometry(g), us[us.size() / 2]);
+  }
+
+ private:
+  static nb::tuple geometry(const rw::Geometry& g) {
+    return nb::make_tuple(nb::make_tuple(g.ratio_x, g.ratio_y), nb::make_tuple(g.offset_x, g.offset_y), nb::make_tuple(g.height, g.width));
+  }
+
+  rw::Task task_;
+  rw::Letterbox letterbox_;
+  std::vector<float> levels_;
+};
+
+nb::tuple detections(const std::vector<rw::Detection>& found) {
+  std::vector<float> boxes, scores;
+  std::vector<int64_t> classes;
+  for (const rw::Detection& d : found) {
+    boxes.insert(boxes.end(), {d.x1, d.y1, d.x2, d.y2});
+    scores.push_back(d.score);
+    classes.push_back(d.label);
+  }
+  return nb::make_tuple(owned(boxes.data(), {found.size(), 4}), owned(scores.data(), {found.size()}), owned(classes.data(), {found.size()}));
+}
+
+// Decoding and NMS alone, for tests and benchmarks.
+class Finishing {
+ public:
+  Finishing(const std::string& text, const std::vector<std::string>& names, const std::vector<std::vector<int64_t>>& shapes, const std::string& isa)
+      : ports_(make_ports(names, shapes)), finish_(task_of(text).decode, ports_, rw::kernels(rw::choose_isa(isa))) {}
+
+  nb::tuple run(const std::vector<Floats>& outputs, float score_threshold, double iou_threshold, int64_t max_detections, int repeats) {
+    if (outputs.size() != ports_.size()) rw::fail("as many outputs as ports are needed");
+    std::vector<const float*> data;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (static_cast<int64_t>(outputs[i].size()) != ports_[i].count()) rw::fail("output '" + ports_[i].name + "' has another size than its port");
+      data.push_back(outputs[i].data());
+    }
+    const std::vector<rw::Detection>* found = nullptr;
+    std::vector<double> us;
+    for (int i = 0; i < repeats; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      found = &finish_.run(data.data(), {score_threshold, iou_threshold, max_detections}, nullptr);
+      us.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+    }
+    std::sort(us.begin(), us.end());
+    return nb::make_tuple(detections(*found), us[us.size() / 2]);
+  }
+
+ private:
+  static std::vector<rw::OutputPort> make_ports(const std::vector<std::string>& names, const std::vector<std::vector<int64_t>>& shapes) {
+    if (names.size() != shapes.size()) rw::fail("as many names as shapes are needed");
+    std::vector<rw::OutputPort> ports;
+    for (size_t i = 0; i < names.size(); ++i) ports.push_back({names[i], shapes[i]});
+    return ports;
+  }
+
+  std::vector<rw::OutputPort> ports_;
+  rw::Finish finish_;
+};
+
+using Tensor = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+
+// A session of its own with a detector on it.
+class ImageSession {
+ public:
+  ImageSession(const rw::Bytes& file, const rw::Options& options) : session_(file, options), detector_(session_) {}
+
+  nb::tuple detect(const Bytes3& image, const rw::Limits& limits) {
+    const rw::Picture from = picture(image);
+    std::vector<rw::Detection> found;
+    {
+      nb::gil_scoped_release release;
+      detector_.detect(from, limits, &found);
+    }
+    return detections(found);
+  }
+
+  // tensor: prepared elsewhere. The image lies in it by input_xy = image_xy * ratio + offset.
+  nb::tuple detect_tensor(const Tensor& tensor, std::pair<double, double> ratio_xy, std::pair<double, double> offset_xy, std::pair<int, int> image_hw,
+                          const rw::Limits& limits) {
+    check(tensor);
+    const rw::Geometry geometry = {ratio_xy.first, ratio_xy.second, offset_xy.first, offset_xy.second, image_hw.first, image_hw.second};
+    std::vector<rw::Detection> found;
+    {
+      nb::gil_scoped_release release;
+      detector_.detect(tensor.data(), geometry, limits, &found);
+    }
+    return detections(found);
+  }
+
+  nb::object classify(const Bytes3& image) {
+    const rw::Picture from = picture(image);
+    std::vector<float> found;
+    {
+      nb::gil_scoped_release release;
+      detector_.classify(from, &found);
+    }
+    return nb::cast(owned(found.data(), {found.size()}));
+  }
+
+  nb::object classify_tensor(const Tensor& tensor) {
+    check(tensor);
+    std::vector<float> found;
+    {
+      nb::gil_scoped_release release;
+      detector_.classify(tensor.data(), &found);
+    }
+    return nb::cast(owned(found.data(), {found.size()}));
+  }
+
+  const rw::Session& session() const { return session_; }
+  const rw::Detector& detector() const { return detector_; }
+
+ private:
+  void check(const Tensor& tensor) const {
+    if (static_cast<int64_t>(tensor.size()) != session_.inputs()[0].count()) rw::fail("the tensor has another size than the network's input");
+  }
+
+  rw::Session session_;
+  rw::Detector detector_;
+};
+
+void bind_detect(nb::module_& m) {
+  m.def("nms", &nms, nb::arg("boxes"), nb::arg("scores"), nb::arg("labels").none(), nb::arg("iou_threshold"), nb::arg("score_threshold"),
+        nb::arg("max_detections"), nb::arg("isa") = "");
+  nb::class_<Preparation>(m, "Preparation")
+      .def(nb::init<const std::string&, const std::string&>(), nb::arg("task"), nb::arg("isa") = "")
+      .def("floats", &Preparation::floats)
+      .def("codes", &Preparation::codes, nb::arg("image"), nb::arg("scale"), nb::arg("zero"), nb::arg("pixel") = 3, nb::arg("repeats") = 1);
+  nb::class_<Finishing>(m, "Finishing")
+      .def(nb::init<const std::string&, const std::vector<std::string>&, const std::vector<std::vector<int64_t>>&, const std::string&>(),
+           nb::arg("task"), nb::arg("names"), nb::arg("shapes"), nb::arg("isa") = "")
+      .def("run", &Finishing::run, nb::arg("outputs"), nb::arg("score_threshold"), nb::arg("iou_threshold"), nb::arg("max_detections"),
+           nb::arg("repeats") = 1);
+  nb::class_<rw::Limits>(m, "Limits", "Score and IoU threshold, and the most detections (-1: all).")
+      .def("__init__", [](rw::Limits* self, float score, double iou, int64_t most) { new (self) rw::Limits{score, iou, most}; }, "score_threshold"_a,
+           "iou_threshold"_a, "max_detections"_a);
+  nb::class_<ImageSession>(m, "ImageSession", "A plan with a task, from images to detections or class probabilities.")
+      .def(
+          "__init__",
+          [](ImageSession* self, nb::bytes plan, int threads, const std::string& isa, bool pin) {
+            const rw::Bytes file{static_cast<const uint8_t*>(plan.data()), plan.size()};
+            rw::Options options;
+            options.threads = threads;
+            options.isa = isa;
+            options.pin = pin;
+            nb::gil_scoped_release release;
+            new (self) ImageSession(file, options);
+          },
+          "plan"_a, "threads"_a = 0, "isa"_a = "", "pin"_a = false)
+      .def("detect", &ImageSession::detect, "image"_a, "limits"_a, "(boxes, scores, classes), best first")
+      .def("detect_tensor", &ImageSession::detect_tensor, "tensor"_a, "ratio_xy"_a, "offset_xy"_a, "image_hw"_a, "limits"_a)
+      .def("classify", &ImageSession::classify, "image"_a)
+      .def("classify_tensor", &ImageSession::classify_tensor, "tensor"_a)
+      .def("supports", [](const ImageSession& s, int height, int width) { return s.detector().supports(height, width); }, "height"_a, "width"_a)
+      .def_prop_ro("writes_codes", [](const ImageSession& s) { return s.detector().writes_codes(); })
+      .def_prop_ro("isa", [](const ImageSession& s) { return std::string(rw::isa_name(s.session().isa())); })
+      .def_prop_ro("threads", [](const ImageSession& s) { return s.session().threads(); })
+      .def_prop_ro("text", [](const ImageSession& s) { return nb::bytes(s.session().text().data(), s.session().text().size()); }, "the plan's text section");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -139,4 +389,6 @@ NB_MODULE(_native, m) {
 #undef ROADWORTHY_OP
     return codes;
   }, "Operation name -> (code, tensors, attributes, blobs).");
+
+  bind_detect(m);
 }

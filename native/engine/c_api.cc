@@ -39,7 +39,8 @@ struct rw_model {
   rw::Task task;
   bool has_task = false;
 #ifdef ROADWORTHY_DETECTOR
-  std::unique_ptr<rw::Detector> detector;
+  std::unique_ptr<rw::Detector> detector;  // made with the first image
+  std::vector<rw::Detection> found;
 #endif
 };
 
@@ -94,6 +95,22 @@ void check_arrays(const T* const* arrays, int count, const std::vector<rw::Port>
   for (int i = 0; i < count; i++)
     if (!arrays[i]) rw::fail("The array for `" + ports[i].name + "` is NULL.");
 }
+
+#ifdef ROADWORTHY_DETECTOR
+int detect(rw_model& model, const uint8_t* bgr, int height, int width, int64_t row_stride, rw_detection* detections, int capacity, int* count) {
+  std::lock_guard<std::recursive_mutex> guard(model.session.mutex());
+  if (!model.detector) model.detector = std::make_unique<rw::Detector>(model.session);
+  rw::Limits limits = model.detector->limits();
+  limits.max_detections = std::min<int64_t>(limits.max_detections, capacity);
+  model.detector->detect({bgr, height, width, row_stride}, limits, &model.found);
+  for (size_t i = 0; i < model.found.size(); i++) {
+    const rw::Detection& d = model.found[i];
+    detections[i] = {d.x1, d.y1, d.x2, d.y2, d.score, d.label};
+  }
+  *count = static_cast<int>(model.found.size());
+  return RW_OK;
+}
+#endif
 
 }  // namespace
 

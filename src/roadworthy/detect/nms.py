@@ -2,12 +2,13 @@
 
     take the best box that is left; drop every box whose IoU with it is above the threshold; repeat
 
-`nms` runs in C++ (native/detect/nms.cc) where the native module is built and the numbers are float32; `nms_numpy` is the
-same in NumPy, the fallback and what the fast one must equal.
+`nms` runs in C++ (native/detect/nms.cc) where the native module is built and the numbers are float32; `nms_numpy` is
+the same in NumPy, the fallback and what the fast one must equal.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,17 @@ from numpy.typing import NDArray
 from roadworthy.detect.boxes import iou_matrix
 from roadworthy.errors import InputError
 
-_native: Any
-try:
-    from roadworthy import _native
-except ImportError:  # installed without a compiler
-    _native = None
-
 BLOCK = 192  # boxes compared at once: large enough to spare Python, small enough that N x N stays in the cache
+
+
+def _engine() -> Any:
+    try:
+        return importlib.import_module("roadworthy._native")
+    except ImportError:  # installed without a compiler
+        return None
+
+
+_native = _engine()
 
 
 def nms(
@@ -44,7 +49,9 @@ def nms(
     if classes is not None:
         classes = np.asarray(classes)
     if boxes.size != 4 * len(scores) or (classes is not None and len(classes) != len(scores)):
-        raise InputError(f"NMS got {boxes.size // 4} boxes and {len(scores)} scores; give one score (and class) per box")
+        raise InputError(
+            f"NMS got {boxes.size // 4} boxes and {len(scores)} scores; give one score (and class) per box"
+        )
     if not 0 <= iou_threshold <= 1:
         raise InputError(f"iou_threshold {iou_threshold} is outside 0..1; give a fraction")
     if np.isnan(score_threshold):
