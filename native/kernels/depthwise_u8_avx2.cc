@@ -149,7 +149,7 @@ void look_up_line(const uint8_t* table, const Line& t) {
 }
 
 template <EpilogueKind kind, int fixed_pairs>
-void channels(const Head& h, const Constants& k, const Line& t) {
+__attribute__((noinline)) void channels(const Head& h, const Constants& k, const Line& t) {
   const int16_t* weights = reinterpret_cast<const int16_t*>(&k + 1);
   const int pairs = fixed_pairs ? fixed_pairs : t.pairs;
   const int64_t x_step = t.x_step, y_step = t.y_step;
