@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from onnx_graphs import N, build
+from roadworthy.model.model import Model
 
 ACTIVATIONS = ("none", "relu", "relu6", "leaky", "silu", "hardswish", "sigmoid", "prelu", "mish")
 MOVES = ("maxpool", "split", "slice", "up", "avgpool", "relu", "transpose", "residual", "concat", "gap", "scale")
@@ -155,3 +156,10 @@ def random_network(choose: Choose, seed: int = 0) -> onnx.ModelProto:
         if extra != "x" and extra not in outputs:
             outputs.append(extra)
     return build(made.nodes, made.weights, outputs=outputs)
+
+
+def random_int8_model(seed: int | Choose, exact: bool = True) -> Model:
+    """A random network with encodings; see `random_int8`."""
+    import random_int8
+
+    return random_int8.random_int8_model(seed, exact)

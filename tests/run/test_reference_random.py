@@ -1,0 +1,83 @@
+"""Random int8 networks: the reference against ONNX Runtime on the same model as a Q/DQ file.
+
+ONNX Runtime, unoptimized, computes every layer in float32 between DequantizeLinear and QuantizeLinear. Where all inputs
+of an operation are the same codes on both sides, its result may differ by one code only, and only for values that lie
+within the float error of a tie between two codes, or within the error of an activation's polynomial.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from random_int8 import feeds, random_int8_model
+from roadworthy.model import graph as g
+from roadworthy.model.model import Model
+from roadworthy.model.qdq import to_qdq
+from roadworthy.model.units import units
+from roadworthy.run import arithmetic as ar
+from roadworthy.run.ort import OrtRunner
+from roadworthy.run.reference import ReferenceRunner
+
+SEEDS = range(60)
+POLYNOMIAL_ERROR = 6e-4
+"""Largest error of an activation's pieces, see test_polynomial."""
+FORMS: Counter[str] = Counter()
+
+
+def bias_beside_scalar_weight(model: Model) -> bool:
+    """A bias whose scale is a vector because of its layer's input alone: such a file names a wrong axis."""
+    scales = model.encodings
+    pairs = [(scales.get(str(u.input.name)), scales.get(str(u.weight.name)), u.bias) for u in units(model.ir)]
+    return any(x is not None and w is not None and x.axis is not None and w.axis is None and b for x, w, b in pairs)
+
+
+def compare(seed: int) -> None:
+    model = random_int8_model(seed)
+    if bias_beside_scalar_weight(model):
+        pytest.skip("the Q/DQ file cannot be written")
+    runner = ReferenceRunner(model)
+    x = feeds(model, seed)
+    names = [n for n, v in g.values(model.ir).items() if n in runner.encodings and g.constant(v) is None]
+    held = {str(v.name) for o in runner.operations for v in (o.output, *o.inputs)}
+    names = [n for n in names if n in held]
+    ours = runner.codes(x, names)
+    outside = OrtRunner(to_qdq(model), 1, optimize=False).run(x, names)
+    theirs = {n: runner.encodings[n].quantize(outside[n]) for n in names}
+    for operation in runner.operations:
+        name = str(operation.output.name)
+        same = all(np.array_equal(ours[i], theirs[i]) for v in operation.inputs if (i := str(v.name)) in theirs)
+        if operation.form == "float" or name not in theirs or not same:
+            continue
+        apart = np.abs(ours[name].astype(int) - theirs[name].astype(int))
+        slack, share = 1, 0.02
+        form: str = operation.form
+        if operation.unit is not None:
+            epilogue = ar.unit_epilogue(operation.unit, runner.encodings)
+            form = epilogue.kind
+            before = str(ar.pre_activation(operation.unit).name)
+            if form != "table" and before in runner.encodings and before != name:
+                continue  # the file rounds in front of the activation, too
+            if form == "poly":
+                step = float(runner.encodings[name].scale.min())
+                slack, share = 1 + int(POLYNOMIAL_ERROR / step), 0.02 + POLYNOMIAL_ERROR / step
+        if form == "linear":
+            share = 0.25  # blends of codes in halves and quarters are often ties, which float32 decides at random
+        FORMS[form] += 1
+        unequal = float((apart > 0).mean())
+        what = (
+            f"seed {seed}: {form} {operation.nodes[0].op_type} {name}: {apart.max()} codes apart, {unequal:.3f} unequal"
+        )
+        assert apart.max() <= slack and unequal <= max(share, 2 / apart.size), what
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_network(seed: int):
+    compare(seed)
+
+
+def test_every_form_was_met():
+    if sum(FORMS.values()) > 100:  # not where one seed was picked by hand
+        assert {"linear", "table", "poly", "add", "mul", "concat", "average", "move"} <= set(FORMS)
