@@ -355,15 +355,17 @@ NB_MODULE(_native, m) {
   nb::class_<rw::Session>(m, "Session", "A plan (docs/engine.md) that is ready to run. Calls from several threads take turns.")
       .def(
           "__init__",
-          [](rw::Session* self, nb::bytes plan, int threads, const std::string& isa, bool pin, bool poison, int winograd) {
+          [](rw::Session* self, nb::bytes plan, int threads, const std::string& isa, bool pin, bool poison, int winograd, double chunk_ns) {
             const rw::Bytes file{static_cast<const uint8_t*>(plan.data()), plan.size()};
-            const rw::Options options{threads, isa, pin, poison, winograd};
+            const rw::Options options{threads, isa, pin, poison, winograd, chunk_ns};
             nb::gil_scoped_release release;
             new (self) rw::Session(file, options);
           },
           "plan"_a, "threads"_a = 0, "isa"_a = "", "pin"_a = false, nb::kw_only(), "poison"_a = false, "winograd"_a = -1,
+          "chunk_ns"_a = 2000.0,
           "threads: 0 for every core. isa: one of isas(), empty for the best. pin: workers stay on their core.\n"
-          "poison: the arena is filled with garbage before each run. winograd: 0 never, 2 or 4 that tile, -1 by the engine's rule.")
+          "poison: the arena is filled with garbage before each run. winograd: 0 never, 2 or 4 that tile, -1 by the engine's rule.\n"
+          "chunk_ns: how long a piece of work for one thread should take at least.")
       .def("run", &run, "inputs"_a, "float32 arrays of the inputs' shapes; returns a list of new arrays, one per output.")
       .def("profile", &profile, "inputs"_a, "repeats"_a = 20, "Per operation: (name, opcode, median nanoseconds, multiply-adds).")
       .def_prop_ro("inputs", [](const rw::Session& s) { return ports_of(s.inputs()); }, "(name, shape) of each input")
@@ -371,6 +373,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("text", [](const rw::Session& s) { return nb::bytes(s.text().data(), s.text().size()); }, "the plan's text section")
       .def_prop_ro("isa", [](const rw::Session& s) { return std::string(rw::isa_name(s.isa())); })
       .def_prop_ro("threads", &rw::Session::threads)
+      .def_prop_ro("cost_ns", &rw::Session::cost, "a rough estimate of a run on one core")
       .def_prop_ro("arena_bytes", &rw::Session::arena_bytes)
       .def_prop_ro("weight_bytes", &rw::Session::weight_bytes);
 

@@ -64,6 +64,7 @@ struct Letterbox::Call {
   float* floats;
   int64_t row, pixel, channel;  // of floats, in elements
   int channels, chunks;
+  bool as_they_are;             // pixels are their codes, and lie side by side: no table is needed
 };
 
 std::vector<float> Letterbox::levels() const {
@@ -152,10 +153,9 @@ bool Letterbox::supports(int height, int width) const {
   }
 }
 
-// The pixels of one row of the resized image, in the input's channel order (three channels).
-const uint8_t* Letterbox::line(const Call& call, int y, uint8_t* scratch, int (&cached)[2]) const {
+// The pixels of one row of the resized image, in the input's channel order (three channels): in `pixels`, or in the image itself.
+const uint8_t* Letterbox::line(const Call& call, int y, uint8_t* scratch, int (&cached)[2], uint8_t* pixels) const {
   const size_t resized_bytes = rounded(static_cast<size_t>(columns_) * 6 + 128);
-  uint8_t* pixels = scratch + 2 * resized_bytes;
   const auto source = [&](int at) { return call.image.bgr + at * call.image.row; };
   if (copy_) {
     const uint8_t* from = source(y) + 3 * first_;
@@ -209,13 +209,15 @@ void Letterbox::row(const Call& call, int y, uint8_t* scratch, int (&cached)[2])
   };
   memset(pad, p_.pad_value, sizeof pad);
   if (from < 0 || from >= new_h_) return fill(0, p_.width);
-  const uint8_t* pixels = line(call, from, scratch, cached);
+  uint8_t* place = scratch + 2 * rounded(static_cast<size_t>(columns_) * 6 + 128);
+  if (call.as_they_are) place = static_cast<uint8_t*>(call.codes.data) + y * call.codes.row + left * call.codes.pixel;
+  const uint8_t* pixels = line(call, from, scratch, cached, place);
   if (call.channels == 1) {
     for (int i = 0; i < columns_; ++i) spare[i] = gray(pixels + 3 * i);
     pixels = spare;
   }
   fill(0, left);
-  emit(call, pixels, columns_, y, left);
+  if (!call.as_they_are || pixels != place) emit(call, pixels, columns_, y, left);
   fill(right, p_.width);
 }
 
@@ -245,6 +247,8 @@ const Geometry& Letterbox::write_codes(const Picture& image, const uint8_t* tabl
   call.image = image;
   call.code_tables = tables;
   call.codes = out;
+  call.as_they_are = out.pixel == 3 && p_.channels() == 3;
+  for (int i = 0; i < 768 && call.as_they_are; ++i) call.as_they_are = tables[i] == (i & 255);
   write(&call, parallel);
   return geometry_;
 }

@@ -60,7 +60,7 @@ class Letterbox {
   void write(Call* call, const Parallel& parallel);
   static void run_chunk(void* context, int chunk, int thread);
   void row(const Call& call, int y, uint8_t* scratch, int (&cached)[2]) const;
-  const uint8_t* line(const Call& call, int y, uint8_t* scratch, int (&cached)[2]) const;
+  const uint8_t* line(const Call& call, int y, uint8_t* scratch, int (&cached)[2], uint8_t* pixels) const;
   static void emit(const Call& call, const uint8_t* pixels, int count, int y, int x);
 
   Preprocess p_;

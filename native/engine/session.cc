@@ -10,7 +10,6 @@ namespace rw {
 namespace {
 
 constexpr int kMostThreads = 64;
-constexpr double kChunkNs = 2000;   // shorter chunks cost more in hand-over than they balance
 constexpr int kChunksPerThread = 4; // a thread that loses its core holds back a quarter of its share at most
 constexpr int64_t kLine = 64;
 
@@ -19,10 +18,10 @@ bool flag(const char* name) {
   return value && *value && std::string(value) != "0";
 }
 
-int chunks_of(const Operation& op, int threads) {
+int chunks_of(const Operation& op, int threads, double chunk_ns) {
   if (threads == 1) return 1;
   const int64_t grains = (op.units + op.grain - 1) / op.grain;
-  const auto worth = static_cast<int64_t>(std::min(op.cost / kChunkNs, 1e6));
+  const auto worth = static_cast<int64_t>(std::min(op.cost / std::max(chunk_ns, 1e-3), 1e6));
   return static_cast<int>(std::max<int64_t>(1, std::min({grains, worth, int64_t(threads) * kChunksPerThread})));
 }
 
@@ -66,7 +65,7 @@ Session::Session(Bytes file, const Options& options) : kernels_(kernels(choose_i
     operations_.push_back(std::move(made));
   }
   share_scratch(threads);
-  for (auto& op : operations_) tasks_.push_back({this, op.get(), chunks_of(*op, threads)});
+  for (auto& op : operations_) tasks_.push_back({this, op.get(), chunks_of(*op, threads, options.chunk_ns)});
   for (auto& task : tasks_) steps_.push_back({&run_task, &task, task.chunks});
   find_codes(plan);
   pool_ = std::make_unique<Pool>(threads, static_cast<int>(std::max<size_t>(steps_.size(), 1)), options.pin || flag("ROADWORTHY_PIN"));

@@ -147,44 +147,45 @@ template <int NV, int... I> struct ConvTiles<NV, Indices<I...>> {
 };
 template <int NV> using AllTiles = ConvTiles<NV, UpTo<kMaxPixels>::type>;
 
-// Pixels of one row: all blocks of outputs over a chunk of pixels that stays in the cache.
-void conv_row(const ConvShape& s, const ConvRun& run, const uint8_t* x, uint8_t* y, int64_t count, Pending& pending) {
-  const uint8_t* packed = static_cast<const uint8_t*>(run.packed);
-  const float* bias = reinterpret_cast<const float*>(packed + kConvHeader);
-  const int n = padded(s.n);
-  const int64_t depth = static_cast<int64_t>(s.taps) * s.k;
-  int64_t chunk = kChunkBytes / (run.x_pixel > 0 ? run.x_pixel : 1) / kMaxPixels * kMaxPixels;
-  if (chunk < 2 * kMaxPixels) chunk = 2 * kMaxPixels;
-  for (int64_t begin = 0; begin < count; begin += chunk) {
-    const int64_t end = begin + chunk < count ? begin + chunk : count;
-    const int64_t tiles = (end - begin + kMaxPixels - 1) / kMaxPixels;
-    for (int c = 0; c < n; c += kBlock) {
-      ConvJob job = {&s, &run, reinterpret_cast<const Finish*>(packed), bias + c, bias + n + c * depth, smaller(kBlock, s.n - c),
-                     &pending};
-      const bool wide = n - c > W, silu = job.finish->function == kSilu && depth >= kLeastDepth;
-      const ConvTile* table = wide ? (silu ? AllTiles<2>::silu : AllTiles<2>::plain) : (silu ? AllTiles<1>::silu : AllTiles<1>::plain);
-      int64_t m = begin;
-      for (int64_t t = 0; t < tiles; t++) {
-        const int64_t next = begin + (end - begin) * (t + 1) / tiles, pixels = next - m;
-        table[pixels - 1](job, x + m * run.x_pixel, y + m * run.y_pixel + c * static_cast<int64_t>(sizeof(float)));
-        m = next;
-      }
+// One block of outputs (from output c on) of the pixels [begin, end), row by row.
+void conv_block(const ConvJob& job, const ConvTile* table, int64_t row_pixels, int c, int64_t begin, int64_t end) {
+  const ConvRun& run = *job.run;
+  while (begin < end) {
+    const int64_t row = begin / row_pixels, column = begin % row_pixels;
+    const int64_t count = row_pixels - column < end - begin ? row_pixels - column : end - begin;
+    const int64_t tiles = (count + kMaxPixels - 1) / kMaxPixels;
+    const uint8_t* x = run.x + row * run.x_row + column * run.x_pixel;
+    uint8_t* y = static_cast<uint8_t*>(run.y) + row * run.y_row + column * run.y_pixel + c * static_cast<int64_t>(sizeof(float));
+    for (int64_t t = 0, m = 0; t < tiles; t++) {
+      const int64_t next = count * (t + 1) / tiles;
+      table[next - m - 1](job, x + m * run.x_pixel, y + m * run.y_pixel);
+      m = next;
     }
+    begin += count;
   }
 }
 
+// All blocks of outputs over a chunk of pixels that stays in the cache, then the next chunk.
 void conv_run(const ConvShape& s, const ConvRun& run, int64_t pixel_begin, int64_t pixel_end) {
-  const uint8_t* x = run.x;
-  uint8_t* y = static_cast<uint8_t*>(run.y);
+  const uint8_t* packed = static_cast<const uint8_t*>(run.packed);
+  const Finish* finish = reinterpret_cast<const Finish*>(packed);
+  const float* bias = reinterpret_cast<const float*>(packed + kConvHeader);
+  const int n = padded(s.n);
+  const int64_t depth = static_cast<int64_t>(s.taps) * s.k;
+  const bool silu = finish->function == kSilu && depth >= kLeastDepth;
+  const bool dense = run.x_row == run.out_w * run.x_pixel && run.y_row == run.out_w * run.y_pixel;
+  const int64_t row_pixels = dense ? pixel_end : run.out_w;
+  int64_t chunk = kChunkBytes / run.x_pixel / kMaxPixels * kMaxPixels;
+  if (chunk < 4 * kMaxPixels) chunk = 4 * kMaxPixels;
   Pending pending;
   memset(&pending, 0, sizeof pending);
-  const bool dense = run.x_row == run.out_w * run.x_pixel && run.y_row == run.out_w * run.y_pixel;
-  const int64_t w = dense ? pixel_end : run.out_w;  // one long row
-  while (pixel_begin < pixel_end) {
-    const int64_t row = pixel_begin / w, column = pixel_begin % w;
-    const int64_t count = w - column < pixel_end - pixel_begin ? w - column : pixel_end - pixel_begin;
-    conv_row(s, run, x + row * run.x_row + column * run.x_pixel, y + row * run.y_row + column * run.y_pixel, count, pending);
-    pixel_begin += count;
+  for (int64_t begin = pixel_begin; begin < pixel_end; begin += chunk) {
+    const int64_t end = begin + chunk < pixel_end ? begin + chunk : pixel_end;
+    for (int c = 0; c < n; c += kBlock) {
+      const ConvJob job = {&s, &run, finish, bias + c, bias + n + c * depth, smaller(kBlock, s.n - c), &pending};
+      if (n - c > W) conv_block(job, silu ? AllTiles<2>::silu : AllTiles<2>::plain, row_pixels, c, begin, end);
+      else conv_block(job, silu ? AllTiles<1>::silu : AllTiles<1>::plain, row_pixels, c, begin, end);
+    }
   }
   finish_pending(pending);
 }

@@ -52,7 +52,7 @@ RW_INLINE void store_some(uint8_t* p, V v, int n, bool full) {
   else store(reinterpret_cast<float*>(p), v, n);
 }
 
-template <int K, int S, bool Full, class Function> struct Slide {
+template <int K, int S, bool Full, class Pipe> struct Slide {
   static constexpr int A = (K + S - 1) / S;
   // Column S*j + s: its K elements go to the open outputs i for which it has a tap; with `ending`, to those with i >= from.
   template <bool Ending> RW_INLINE void column(V* open, const V* w, const uint8_t* x, int64_t x_row, int n, int s, int from) {
@@ -74,6 +74,8 @@ template <int K, int S, bool Full, class Function> struct Slide {
 #pragma GCC unroll 32
     for (int i = 0; i < K * K; i++) w[i] = load(job.w + i * W);
     const V bias = load(job.bias);
+    Pipe pipe;
+    pipe.clear();
 #pragma GCC unroll 8
     for (int i = 0; i < A; i++) open[i] = bias;
     for (int j = 0; j < out_w + A - 1; j++) {
@@ -87,12 +89,21 @@ template <int K, int S, bool Full, class Function> struct Slide {
           if (S * from + s < K) column<true>(open, w, x, x_row, n, s, from);
       }
       if (j >= A - 1) {
-        store_some(y, Function()(open[A - 1]), n, Full);
-        y += y_pixel;
+        const V result = pipe.next(open[A - 1]);
+        if (j >= A - 1 + Pipe::kLag) {
+          store_some(y, result, n, Full);
+          y += y_pixel;
+        }
       }
 #pragma GCC unroll 8
       for (int i = A - 1; i > 0; i--) open[i] = open[i - 1];
       open[0] = bias;
+    }
+    for (int j = 0; j < Pipe::kLag; j++) {  // what is still in the pipeline; a short row has not filled it
+      const V result = pipe.next(bias);
+      if (out_w + j < Pipe::kLag) continue;
+      store_some(y, result, n, Full);
+      y += y_pixel;
     }
   }
 };
@@ -127,8 +138,8 @@ void depthwise_run(const DepthwiseShape& s, const DepthwiseRun& run, int row_beg
   const float* bias = reinterpret_cast<const float*>(packed + kDepthwiseHeader);
   const float* w = bias + (s.c + W - 1) / W * W;
   const bool silu = finish.function == kSilu;  // worked out along with the sums, which leave the adders idle
-  const SlideRow whole_row = silu ? special_row<Silu>(s, true) : special_row<None>(s, true);
-  const SlideRow part_row = silu ? special_row<Silu>(s, false) : special_row<None>(s, false);
+  const SlideRow whole_row = silu ? special_row<SiluPipe>(s, true) : special_row<NoPipe>(s, true);
+  const SlideRow part_row = silu ? special_row<SiluPipe>(s, false) : special_row<NoPipe>(s, false);
   for (int row = row_begin; row < row_end; row++) {
     const uint8_t* x = run.x + static_cast<int64_t>(row) * s.sh * run.x_row;
     uint8_t* y = static_cast<uint8_t*>(run.y) + row * run.y_row;

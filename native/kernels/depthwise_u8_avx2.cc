@@ -10,6 +10,7 @@
 #pragma GCC diagnostic pop
 
 #include "depthwise_u8.h"
+#include "table_avx2.h"
 
 #define RW_INLINE static inline __attribute__((always_inline))
 
@@ -130,8 +131,25 @@ struct Line {
   const int64_t* offset;
 };
 
+// The codes of a line through the table, two pixels at a time.
+void look_up_line(const uint8_t* table, const Line& t) {
+  uint8_t* y = t.y;
+  if (t.n < 16) {
+    for (int i = t.out_w; i > 0; --i, y += t.y_step)
+      for (int c = 0; c < t.n; ++c) y[c] = table[y[c]];
+    return;
+  }
+  const auto at = [](uint8_t* p) { return reinterpret_cast<__m128i*>(p); };
+  for (int i = t.out_w; i > 0; i -= 2, y += 2 * t.y_step) {
+    uint8_t* next = i > 1 ? y + t.y_step : y;
+    const __m256i q = look_up(table, _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(at(y))), _mm_loadu_si128(at(next)), 1));
+    _mm_storeu_si128(at(next), _mm256_extracti128_si256(q, 1));
+    _mm_storeu_si128(at(y), _mm256_castsi256_si128(q));
+  }
+}
+
 template <EpilogueKind kind, int fixed_pairs>
-void channels(const Head& h, const Constants& k, const Line& t) {
+__attribute__((noinline)) void channels(const Head& h, const Constants& k, const Line& t) {
   const int16_t* weights = reinterpret_cast<const int16_t*>(&k + 1);
   const int pairs = fixed_pairs ? fixed_pairs : t.pairs;
   const int64_t x_step = t.x_step, y_step = t.y_step;
@@ -146,16 +164,7 @@ void channels(const Head& h, const Constants& k, const Line& t) {
     for (int p = 0; p < pairs; ++p) multiply(a, x + at[2 * p], x + at[2 * p + 1], weights + p * 32);
     finish<kind>(h, k, a, y, n);
   }
-  if (kind != EpilogueKind::table) return;
-  y = t.y;
-  for (int i = t.out_w; i > 0; --i, y += y_step) {
-    if (n == 16) {
-#pragma GCC unroll 16
-      for (int c = 0; c < 16; ++c) y[c] = h.table[y[c]];
-    } else {
-      for (int c = 0; c < n; ++c) y[c] = h.table[y[c]];
-    }
-  }
+  if (kind == EpilogueKind::table) look_up_line(h.table, t);
 }
 
 template <EpilogueKind kind>

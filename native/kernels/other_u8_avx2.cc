@@ -1,6 +1,7 @@
-// The AVX2 versions of elementwise kernels, pools, resizing and moves; table look-ups and gathering stay scalar.
+// The AVX2 versions of elementwise kernels, pools, resizing and moves; gathering stays scalar.
 #include "elementwise_u8_simd.h"
 #include "pool_u8_simd.h"
+#include "table_avx2.h"
 #include "transpose_x86.h"
 
 namespace rw {
@@ -37,6 +38,19 @@ void mul_rows(const Image& a, const Image& b, const Image& y, const MulParams& p
     }
 }
 
+void table_rows(const Image& x, const Image& y, const uint8_t* codes, int begin, int end) {
+  const bool flat = side_by_side(x) && side_by_side(y);
+  const int64_t run = flat ? static_cast<int64_t>(y.w) * y.c : y.c;
+  for (int r = begin; r < end; ++r)
+    for (int i = 0; i < (flat ? 1 : y.w); ++i) {
+      const uint8_t* in = pixel_at(x, r, i);
+      uint8_t* out = pixel_at(y, r, i);
+      int64_t c = 0;
+      for (; c + 32 <= run; c += 32) store_bytes(out + c, {look_up(codes, load_bytes(in + c).v)});
+      for (; c < run; ++c) out[c] = codes[in[c]];
+    }
+}
+
 // 16 pixels of one plane at a time, spread out by bytes: the divisions are what costs here.
 void quantize_image_row(const float* const* planes, int channels, uint8_t* y, int64_t y_pixel, int w, const float* scale, const int32_t* zero) {
   if (channels == 1 && y_pixel == 1) return quantize_run(planes[0], 1, y, 1, w, scale[0], zero[0]);
@@ -56,6 +70,7 @@ void quantize_image_row(const float* const* planes, int channels, uint8_t* y, in
 
 const AddFn add_u8_avx2 = add_rows;
 const MulFn mul_u8_avx2 = mul_rows;
+const TableFn table_u8_avx2 = table_rows;
 const PoolFn maxpool_u8_avx2 = maxpool_rows;
 const PoolFn avgpool_u8_avx2 = avgpool_rows;
 const NearestFn nearest_avx2 = nearest_pixels;
