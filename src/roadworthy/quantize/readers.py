@@ -7,7 +7,8 @@ that reads the value, once as it is and once rounded, for each candidate range:
     m = max(|lo|, |hi|)      range(t) = max(lo, -t m) .. min(hi, t m)      t in CLIPS
     error(t) = sum over readers of  E |f(conv(x rounded with range(t))) - f(conv(x))|^2 / E |f(conv(x))|^2
 
-f is the reader's activation. The t of least error is taken: one per channel where only depthwise layers read the value
+f is the reader's activation. The largest t with at most CUT times the least error is taken, as cutting shifts means,
+and shifts of many layers add up where roundings do not: one per channel where only depthwise layers read the value
 (each channel goes its own way there), else one per tensor.
 """
 
@@ -30,6 +31,7 @@ from roadworthy.quantize.statistics import Statistics
 from roadworthy.run.ort import OrtRunner
 
 CLIPS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12)
+CUT = 1.5
 Key = tuple[str, int | None, tuple[str, ...]]
 """A value, the axis of its scales, and the names of the layers that read it."""
 _CODES = onnx.TensorProto.UINT8
@@ -122,7 +124,8 @@ class _Search:
     def best(self) -> Encoding:
         """The encoding of least error; of every channel, where it has one each."""
         relative = [np.stack(s) / np.maximum(e, 1e-30) for s, e in zip(self._sums, self._energy, strict=True)]
-        best = np.argmin(np.sum(relative, axis=0), axis=0)
+        total = np.sum(relative, axis=0)
+        best = np.argmax(total <= CUT * total.min(0), axis=0)  # the first, and so the widest
         if self.axis is None:
             return self.candidates[int(best)]
         at = np.arange(len(best))
