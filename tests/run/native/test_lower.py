@@ -13,7 +13,7 @@ from interpreter import Interpreter
 from numpy.typing import NDArray
 
 from onnx_graphs import N, build, ort, rand
-from random_encodings import feeds
+from random_encodings import Encoder, feeds
 from random_graphs import random_int8_model, random_network
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
@@ -24,13 +24,15 @@ from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.place import place
 from roadworthy.quantize.quantize import activation_encodings, quantize_units
 from roadworthy.run.native.lower import lower
-from roadworthy.run.native.plan import ARENA, Op, Plan
+from roadworthy.run.native.plan import ARENA, F32, Op, Plan
 from roadworthy.run.reference import ReferenceRunner
 from roadworthy.run.targets import TARGETS
 
 # Two sums of up to 50 float32 products in different orders differ by at most 50 * 2^-24 of the sum of magnitudes, and
 # the networks are at most eight such layers deep: 8 * 50 * 2^-24 = 2.4e-5 of the largest value.
 FLOAT_BOUND = 2.4e-5
+
+FLOAT_SUMS = (Op.CONV, Op.DEPTHWISE, Op.AVGPOOL)
 
 
 def close(got: NDArray, wanted: NDArray) -> bool:
@@ -213,6 +215,33 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_operators_agree_with_onnx_runtime(name: str):
     check(*CASES[name])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", CASES)
+def test_operators_on_codes_equal_the_reference(name: str, seed: int):
+    rng = np.random.default_rng([seed, *name.encode()])
+    plain = load(build(*CASES[name], (1, 4, 6, 8)))
+    model = Encoder(plain, lambda n: int(rng.integers(n)), seed == 0).encoded()
+    given = feeds(model, seed)
+    plan = lower(model)
+    assert Op.QUANTIZE in opcodes(plan)
+    wanted, got = ReferenceRunner(model).run(given)["y"], Interpreter(plan, seed).run(given)["y"]
+    # Sums of floats (in another order for a space-to-depth) are no matter of bits, nor is a batch normalization.
+    sums = [op for op in plan.ops if op.code in FLOAT_SUMS and plan.tensors[op.tensors[0]].dtype == F32]
+    exact = not sums and name != "batch norm"
+    assert np.array_equal(got, wanted) if exact else close(got, wanted), plan.describe()
+
+
+def test_an_image_that_comes_in_pixel_by_pixel_is_quantized_where_it_is_read():
+    nodes = [N("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), N("Conv", ["t", "w"], ["y"], pads=[1, 1, 1, 1])]
+    model = load(build(nodes, {"w": rand(5, 3, 3, 3) / 5}, (1, 6, 8, 3)))
+    image = Encoding(np.float32(0.02), np.int64(120))
+    weight = Encoding(np.full(5, 0.01, np.float32), np.zeros(5, np.int64), 8, True, 0)
+    model = replace(model, encodings={"x": image, "t": image, "w": weight})
+    plan, given = lower(model), {"x": rand(1, 6, 8, 3)}
+    assert opcodes(plan) == [Op.QUANTIZE, Op.CONV, Op.COPY]
+    assert np.array_equal(Interpreter(plan).run(given)["y"], ReferenceRunner(model).run(given)["y"])
 
 
 def test_space_to_depth_in_front_of_a_convolution_is_one_convolution():

@@ -52,6 +52,7 @@ OPERATORS: dict[str, Handler] = {
     "AveragePool": pools.average,
     "GlobalAveragePool": pools.average,
     "ReduceMean": pools.average,
+    "ReduceMax": pools.max_pool,
     "Resize": pools.resize,
     "Softmax": pointwise.softmax,
     "BatchNormalization": pointwise.batch_norm,

@@ -79,6 +79,9 @@ def move_transpose(tr: Translator, operation: Operation) -> None:
     node = operation.nodes[0]
     x = _source(tr, node)
     order = tuple(g.attribute(node, "perm", None) or range(len(x.dims))[::-1])
+    raw = tr.raw.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
+    if raw is not None and x.encoding is not None and x.encoding == tr.encoding(node.outputs[0]):
+        x = raw  # turned first and quantized then: the codes are the same, and go straight where they are read
     _moved(tr, node.outputs[0], x, ordered(order), ordered(inverse(order)))
 
 

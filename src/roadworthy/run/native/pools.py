@@ -31,14 +31,19 @@ def max_pool(tr: Translator, operation: Operation) -> None:
     if len(node.outputs) > 1 and g.is_read(node.outputs[1]):
         raise unsupported(node, "something reads its positions")
     x = _image(tr, node, tr.array(node.inputs[0]))
-    if node.op_type == "GlobalMaxPool":
+    dims = shape_of(out)
+    if node.op_type == "ReduceMax" and reduced_axes(node) != (2, 3):
+        raise unsupported(node, "it is not over height and width of an image")
+    if node.op_type in ("GlobalMaxPool", "ReduceMax"):
         numbers = (x.dims[2], x.dims[3], 1, 1, 0, 0)
+        dims = (*x.dims[:2], 1, 1)
     else:
         at = windows(node, (x.dims[2], x.dims[3]), g.attribute(node, "kernel_shape"))
         _check(node, at, shape_of(out))
         numbers = (*at.kernel, *at.strides, *at.pads_begin)
-    y = Array(str(out.name), shape_of(out), x.encoding, like=(x,))
-    tr.settle(out, tr.network.step(Op.MAXPOOL, [Operand(x, "image")], Operand(y, "image"), numbers, (), str(node.name)))
+    y = Array(str(out.name), dims, x.encoding, like=(x,))
+    tr.network.step(Op.MAXPOOL, [Operand(x, "image")], Operand(y, "image"), numbers, (), str(node.name))
+    tr.settle(out, _flattened(tr, out, y))
 
 
 def average(tr: Translator, operation: Operation) -> None:
@@ -74,10 +79,15 @@ def average(tr: Translator, operation: Operation) -> None:
         zeros = (int(x.encoding.zero_point), int(wanted.zero_point))
         blob = average_constants(x.encoding, wanted, kernel[0] * kernel[1]).tobytes()
     tr.network.step(Op.AVGPOOL, [Operand(x, "image")], Operand(y, "image"), (*numbers, *zeros), (blob,), str(node.name))
-    if dims != shape_of(out):  # a mean that does not keep its dimensions
-        flat = Array(f"{out.name}.flat", shape_of(out), wanted)
-        y = tr.link(y, flat, shaped(flat.dims), shaped(dims), str(out.name))
-    tr.settle(out, y)
+    tr.settle(out, _flattened(tr, out, y))
+
+
+def _flattened(tr: Translator, out: g.Value, y: Array) -> Array:
+    """The result of a reduction that does not keep its dimensions."""
+    if y.dims == shape_of(out):
+        return y
+    flat = Array(f"{out.name}.flat", shape_of(out), y.encoding)
+    return tr.link(y, flat, shaped(flat.dims), shaped(y.dims), str(out.name))
 
 
 def _padding_in_front(tr: Translator, node: g.Node) -> tuple[g.Value, tuple[int, int], tuple[int, int]] | None:

@@ -34,6 +34,7 @@ class Translator:
     """Walks the operations of a graph once.
 
     arrays: value name -> its array, in codes where there are some.   floats: value name -> its dequantized copy.
+    raw: the network's inputs as they come.
     makers: value name -> the operation inside which it is made.   skipped: operations that were fused into another;
     they are translated after all when something else reads them.
     """
@@ -44,6 +45,7 @@ class Translator:
         self.network = Network()
         self.arrays: dict[str, Array] = {}
         self.floats: dict[str, Array] = {}
+        self.raw: dict[str, Array] = {}
         self.encodings = code_encodings(model)
         self.operations = operations(model)
         self.makers = {str(v.name): op for op in self.operations for n in op.nodes for v in n.outputs}
@@ -166,6 +168,7 @@ class Translator:
     def _input(self, value: g.Value, index: int) -> None:
         array = Array(str(value.name), shape_of(value), None, INPUT, index)
         self.network.inputs.append(array)
+        self.raw[str(value.name)] = array
         self.settle(value, array)
 
     def _output(self, value: g.Value, index: int) -> None:
