@@ -373,6 +373,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("text", [](const rw::Session& s) { return nb::bytes(s.text().data(), s.text().size()); }, "the plan's text section")
       .def_prop_ro("isa", [](const rw::Session& s) { return std::string(rw::isa_name(s.isa())); })
       .def_prop_ro("threads", &rw::Session::threads)
+      .def_prop_ro("cost_ns", &rw::Session::cost, "a rough estimate of a run on one core")
       .def_prop_ro("arena_bytes", &rw::Session::arena_bytes)
       .def_prop_ro("weight_bytes", &rw::Session::weight_bytes);
 

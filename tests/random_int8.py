@@ -156,11 +156,11 @@ class Network(Builder):
             return source
         ceil, stride = int(self.chance(30)), 1 + self.choose(2)
         pad = k // 2 if self.chance(60) else 0
-        sides = []
-        for n in (h, w):
-            free = n + 2 * pad - k
-            count = (-(-free // stride) if ceil else free // stride) + 1
-            sides.append(count - (ceil and (count - 1) * stride >= n + pad))
+        free = [n + 2 * pad - k for n in (h, w)]
+        sides = [(-(-f // stride) if ceil else f // stride) + 1 for f in free]
+        if any((count - 1) * stride >= n + pad for count, n in zip(sides, (h, w))):
+            # The last window would start behind the image, and is left out; ONNX's shape inference (1.23) counts it.
+            return source
         how: dict = {"kernel_shape": [k, k], "strides": [stride] * 2, "pads": [pad] * 4, "ceil_mode": ceil}
         if kind == "maxpool":
             return self.add("MaxPool", [source], (1, c, *sides), **how)

@@ -67,6 +67,45 @@ RW_INLINE Bytes larger(Bytes a, Bytes b) { return {_mm512_max_epu8(a.v, b.v)}; }
 #else  // AVX2
 
 constexpr int byte_lanes = 32;
+
+// n bytes, 0 < n <= 16, with zeros behind them. By way of registers: a vector loaded from what was just stored in pieces waits
+// until all of them have reached the cache.
+RW_INLINE uint64_t load_few8(const uint8_t* p, int n) {
+  if (n >= 4) {
+    uint32_t low, high;  // they may overlap, with the same bytes in the same places
+    std::memcpy(&low, p, 4), std::memcpy(&high, p + n - 4, 4);
+    return low | static_cast<uint64_t>(high) << (8 * (n - 4));
+  }
+  return p[0] | static_cast<uint64_t>(p[n / 2]) << (8 * (n / 2)) | static_cast<uint64_t>(p[n - 1]) << (8 * (n - 1));
+}
+RW_INLINE __m128i load_few16(const uint8_t* p, int n) {
+  if (n <= 8) return _mm_cvtsi64_si128(static_cast<int64_t>(load_few8(p, n)));
+  int64_t low;
+  std::memcpy(&low, p, 8);
+  return _mm_set_epi64x(static_cast<int64_t>(load_few8(p + 8, n - 8)), low);
+}
+
+// Stores the first n bytes of a whole vector in memory, 0 < n < 32, as two pieces that may overlap.
+RW_INLINE void store_few(uint8_t* y, const uint8_t* x, int n) {
+  if (n >= 16) {
+    const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + n - 16));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), a), _mm_storeu_si128(reinterpret_cast<__m128i*>(y + n - 16), b);
+  } else if (n >= 8) {
+    uint64_t a, b;
+    std::memcpy(&a, x, 8), std::memcpy(&b, x + n - 8, 8);
+    std::memcpy(y, &a, 8), std::memcpy(y + n - 8, &b, 8);
+  } else if (n >= 4) {
+    uint32_t a, b;
+    std::memcpy(&a, x, 4), std::memcpy(&b, x + n - 4, 4);
+    std::memcpy(y, &a, 4), std::memcpy(y + n - 4, &b, 4);
+  } else {
+    y[0] = x[0], y[n / 2] = x[n / 2], y[n - 1] = x[n - 1];
+  }
+}
+
+// All ones for the first n of eight words.
+RW_INLINE __m256i first8(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+
 struct Ints {
   __m256i a, b;
 };
@@ -82,9 +121,8 @@ RW_INLINE Ints load_codes(const uint8_t* p) {
           _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
 }
 RW_INLINE Ints load_codes(const uint8_t* p, int n) {
-  uint8_t whole[16] = {};
-  std::memcpy(whole, p, static_cast<size_t>(n));
-  return load_codes(whole);
+  const __m128i x = load_few16(p, n);
+  return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
 }
 // Values must lie in 0..255 (packs and packus work within lanes, the permutation puts them in order).
 RW_INLINE void store_codes(uint8_t* p, Ints x) {
@@ -92,29 +130,23 @@ RW_INLINE void store_codes(uint8_t* p, Ints x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 RW_INLINE void store_codes(uint8_t* p, Ints x, int n) {
-  uint8_t whole[16];
+  alignas(16) uint8_t whole[16];
   store_codes(whole, x);
-  std::memcpy(p, whole, static_cast<size_t>(n));
+  store_few(p, whole, n);
 }
 RW_INLINE Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 RW_INLINE Floats load_floats(const float* p, int n) {
-  float whole[16] = {};
-  std::memcpy(whole, p, static_cast<size_t>(n) * 4);
-  return load_floats(whole);
+  return {_mm256_maskload_ps(p, first8(n)), _mm256_maskload_ps(p + 8, first8(n - 8))};
 }
 RW_INLINE void store_floats(float* p, Floats x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
 RW_INLINE void store_floats(float* p, Floats x, int n) {
-  float whole[16];
-  store_floats(whole, x);
-  std::memcpy(p, whole, static_cast<size_t>(n) * 4);
+  _mm256_maskstore_ps(p, first8(n), x.a), _mm256_maskstore_ps(p + 8, first8(n - 8), x.b);
 }
 RW_INLINE Ints load_ints(const int32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
 }
 RW_INLINE Ints load_ints(const int32_t* p, int n) {
-  int32_t whole[16] = {};
-  std::memcpy(whole, p, static_cast<size_t>(n) * 4);
-  return load_ints(whole);
+  return {_mm256_maskload_epi32(p, first8(n)), _mm256_maskload_epi32(p + 8, first8(n - 8))};
 }
 RW_INLINE Ints ints(int x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 RW_INLINE Floats floats(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -132,15 +164,14 @@ RW_INLINE Ints nearest_ints(Floats x) { return {_mm256_cvtps_epi32(x.a), _mm256_
 
 RW_INLINE Bytes load_bytes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
 RW_INLINE Bytes load_bytes(const uint8_t* p, int n) {
-  uint8_t whole[32] = {};
-  std::memcpy(whole, p, static_cast<size_t>(n));
-  return load_bytes(whole);
+  if (n <= 16) return {_mm256_zextsi128_si256(load_few16(p, n))};
+  return {_mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), load_few16(p + 16, n - 16), 1)};
 }
 RW_INLINE void store_bytes(uint8_t* p, Bytes x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.v); }
 RW_INLINE void store_bytes(uint8_t* p, Bytes x, int n) {
-  uint8_t whole[32];
+  alignas(32) uint8_t whole[32];
   store_bytes(whole, x);
-  std::memcpy(p, whole, static_cast<size_t>(n));
+  store_few(p, whole, n);
 }
 RW_INLINE Bytes larger(Bytes x, Bytes y) { return {_mm256_max_epu8(x.v, y.v)}; }
 

@@ -37,6 +37,55 @@ void conv_pack(const ConvShape& s, const ConvWeights& weights, void* packed) {
   }
 }
 
+// Results of a tile that still lack their SiLU. SiLU is one long chain of additions and multiplications; while the next tile keeps the
+// multipliers busy and the adders idle, it is worked out there, two vectors at a time. The chain is cut into three parts, done for
+// three successive pairs: in one piece (some 95 cycles) it would keep too many later instructions from retiring.
+struct Pending {
+  static constexpr int kMost = kMaxPixels * kMaxVectors + 10;
+  alignas(64) float x[kMost * W], shifted[kMost * W], r[kMost * W], p[kMost * W], e[kMost * W];  // from 4 * W on
+  uint8_t* y;
+  int64_t step;
+  int at, end;         // the next vector; how many there are, plus four
+  int part, parts, n;  // which vector of the pixel is next, of how many; outputs of a pixel
+
+  // The first part of the pair `at`, the second of the pair before it, the third of the one before that. Before the first and behind
+  // the last vector there is nothing: those parts work on what the arrays hold, and nobody reads what they make of it.
+  RW_INLINE void pair(Pending& q) {
+    const int i = q.at * W;
+    q.at += 2;
+    finish(q, i);
+    finish(q, i + W);
+    store(q.e + i + 2 * W, exp_middle<-1>(load(q.r + i + 2 * W), load(q.p + i + 2 * W)));
+    store(q.e + i + 3 * W, exp_middle<-1>(load(q.r + i + 3 * W), load(q.p + i + 3 * W)));
+    begin(q, i + 4 * W);
+    begin(q, i + 5 * W);
+  }
+
+  RW_INLINE void begin(Pending& q, int i) {
+    V s, r, p;
+    exp_begin<-1>(load(q.x + i), s, r, p);
+    store(q.shifted + i, s);
+    store(q.r + i, r);
+    store(q.p + i, p);
+  }
+
+  RW_INLINE void finish(Pending& q, int i) {
+    if (i < 4 * W || i >= q.end * W) return;
+    const V result = load(q.x + i) * (set(1.0f) / (set(1.0f) + exp_end(load(q.e + i), load(q.shifted + i))));
+    float* out = reinterpret_cast<float*>(q.y) + q.part * W;
+    const int exist = q.n - q.part * W;
+    if (exist >= W) store(out, result);
+    else store(out, result, exist);
+    if (++q.part == q.parts) q.part = 0, q.y += q.step;
+  }
+};
+
+__attribute__((noinline)) void finish_pending(Pending& q) {
+  while (q.at < q.end) Pending::pair(q);
+}
+
+constexpr int kLeastDepth = 48;  // below, the next tile is too short to hide anything in
+
 struct ConvJob {
   const ConvShape* shape;
   const ConvRun* run;
@@ -44,6 +93,7 @@ struct ConvJob {
   const float* bias;  // of this block
   const float* w;
   int n;              // outputs of this block that exist
+  Pending* pending;
 };
 
 template <int P, int NV, int... I>
@@ -62,7 +112,7 @@ template <int P, int NV>
 __attribute__((noinline)) void conv_tile(const ConvJob& job, const uint8_t* x, uint8_t* y) {
   const ConvRun& run = *job.run;
   V acc[P * NV];
-  Tile<P, NV>().run(acc, x, run.x_pixel, run.tap, job.shape->taps, job.shape->k, job.w, job.bias);
+  Tile<P, NV>::run(acc, x, run.x_pixel, run.tap, job.shape->taps, job.shape->k, job.w, job.bias);
   if (job.finish->clamps) return put_clamped<P, NV>(acc, *job.finish, y, run.y_pixel, job.n, typename UpTo<P * NV>::type{});
   alignas(64) float buffer[P * NV * W];
   put_all(acc, buffer, typename UpTo<P * NV>::type{});
@@ -74,49 +124,70 @@ __attribute__((noinline)) void conv_tile(const ConvJob& job, const uint8_t* x, u
   }
 }
 
+template <int P, int NV>
+__attribute__((noinline)) void conv_tile_silu(const ConvJob& job, const uint8_t* x, uint8_t* y) {
+  const ConvRun& run = *job.run;
+  Pending& q = *job.pending;
+  const int depth = job.shape->taps * job.shape->k;
+  const int left = q.end - q.at, pause = left > 0 ? larger(1, 2 * depth / (left + 1)) : INT32_MAX;  // for two vectors
+  V acc[P * NV];
+  Tile<P, NV>::run(acc, x, run.x_pixel, run.tap, job.shape->taps, job.shape->k, job.w, job.bias, pause, [&] {
+    if (q.at >= q.end) return;
+    Pending::pair(q);
+  });
+  if (q.at < q.end) finish_pending(q);
+  put_all(acc, q.x + 4 * W, typename UpTo<P * NV>::type{});
+  q.y = y, q.step = run.y_pixel, q.at = 0, q.end = P * NV + 4, q.part = 0, q.parts = NV, q.n = job.n;
+}
+
 using ConvTile = void (*)(const ConvJob&, const uint8_t*, uint8_t*);
 template <int NV, class> struct ConvTiles;
-template <int NV, int... I> struct ConvTiles<NV, Indices<I...>> { static constexpr ConvTile table[] = {conv_tile<I + 1, NV>...}; };
-template <int NV, int... I> constexpr ConvTile ConvTiles<NV, Indices<I...>>::table[];
+template <int NV, int... I> struct ConvTiles<NV, Indices<I...>> {
+  static constexpr ConvTile plain[] = {conv_tile<I + 1, NV>...}, silu[] = {conv_tile_silu<I + 1, NV>...};
+};
+template <int NV> using AllTiles = ConvTiles<NV, UpTo<kMaxPixels>::type>;
 
-// Pixels of one row: all blocks of outputs over a chunk of pixels that stays in the cache.
-void conv_row(const ConvShape& s, const ConvRun& run, const uint8_t* x, uint8_t* y, int64_t count) {
-  const uint8_t* packed = static_cast<const uint8_t*>(run.packed);
-  const float* bias = reinterpret_cast<const float*>(packed + kConvHeader);
-  const int n = padded(s.n);
-  const int64_t depth = static_cast<int64_t>(s.taps) * s.k;
-  int64_t chunk = kChunkBytes / (run.x_pixel > 0 ? run.x_pixel : 1) / kMaxPixels * kMaxPixels;
-  if (chunk < 2 * kMaxPixels) chunk = 2 * kMaxPixels;
-  for (int64_t begin = 0; begin < count; begin += chunk) {
-    const int64_t end = begin + chunk < count ? begin + chunk : count;
-    const int64_t tiles = (end - begin + kMaxPixels - 1) / kMaxPixels;
-    for (int c = 0; c < n; c += kBlock) {
-      ConvJob job = {&s, &run, reinterpret_cast<const Finish*>(packed), bias + c, bias + n + c * depth, smaller(kBlock, s.n - c)};
-      const bool wide = n - c > W;
-      int64_t m = begin;
-      for (int64_t t = 0; t < tiles; t++) {
-        const int64_t next = begin + (end - begin) * (t + 1) / tiles, pixels = next - m;
-        const ConvTile tile = wide ? ConvTiles<2, UpTo<kMaxPixels>::type>::table[pixels - 1]
-                                   : ConvTiles<1, UpTo<kMaxPixels>::type>::table[pixels - 1];
-        tile(job, x + m * run.x_pixel, y + m * run.y_pixel + c * static_cast<int64_t>(sizeof(float)));
-        m = next;
-      }
+// One block of outputs (from output c on) of the pixels [begin, end), row by row.
+void conv_block(const ConvJob& job, const ConvTile* table, int64_t row_pixels, int c, int64_t begin, int64_t end) {
+  const ConvRun& run = *job.run;
+  while (begin < end) {
+    const int64_t row = begin / row_pixels, column = begin % row_pixels;
+    const int64_t count = row_pixels - column < end - begin ? row_pixels - column : end - begin;
+    const int64_t tiles = (count + kMaxPixels - 1) / kMaxPixels;
+    const uint8_t* x = run.x + row * run.x_row + column * run.x_pixel;
+    uint8_t* y = static_cast<uint8_t*>(run.y) + row * run.y_row + column * run.y_pixel + c * static_cast<int64_t>(sizeof(float));
+    for (int64_t t = 0, m = 0; t < tiles; t++) {
+      const int64_t next = count * (t + 1) / tiles;
+      table[next - m - 1](job, x + m * run.x_pixel, y + m * run.y_pixel);
+      m = next;
     }
+    begin += count;
   }
 }
 
+// All blocks of outputs over a chunk of pixels that stays in the cache, then the next chunk.
 void conv_run(const ConvShape& s, const ConvRun& run, int64_t pixel_begin, int64_t pixel_end) {
-  const uint8_t* x = run.x;
-  uint8_t* y = static_cast<uint8_t*>(run.y);
-  const int64_t w = run.out_w;
-  if (run.x_row == w * run.x_pixel && run.y_row == w * run.y_pixel)
-    return conv_row(s, run, x + pixel_begin * run.x_pixel, y + pixel_begin * run.y_pixel, pixel_end - pixel_begin);
-  while (pixel_begin < pixel_end) {
-    const int64_t row = pixel_begin / w, column = pixel_begin % w;
-    const int64_t count = w - column < pixel_end - pixel_begin ? w - column : pixel_end - pixel_begin;
-    conv_row(s, run, x + row * run.x_row + column * run.x_pixel, y + row * run.y_row + column * run.y_pixel, count);
-    pixel_begin += count;
+  const uint8_t* packed = static_cast<const uint8_t*>(run.packed);
+  const Finish* finish = reinterpret_cast<const Finish*>(packed);
+  const float* bias = reinterpret_cast<const float*>(packed + kConvHeader);
+  const int n = padded(s.n);
+  const int64_t depth = static_cast<int64_t>(s.taps) * s.k;
+  const bool silu = finish->function == kSilu && depth >= kLeastDepth;
+  const bool dense = run.x_row == run.out_w * run.x_pixel && run.y_row == run.out_w * run.y_pixel;
+  const int64_t row_pixels = dense ? pixel_end : run.out_w;
+  int64_t chunk = kChunkBytes / run.x_pixel / kMaxPixels * kMaxPixels;
+  if (chunk < 4 * kMaxPixels) chunk = 4 * kMaxPixels;
+  Pending pending;
+  memset(&pending, 0, sizeof pending);
+  for (int64_t begin = pixel_begin; begin < pixel_end; begin += chunk) {
+    const int64_t end = begin + chunk < pixel_end ? begin + chunk : pixel_end;
+    for (int c = 0; c < n; c += kBlock) {
+      const ConvJob job = {&s, &run, finish, bias + c, bias + n + c * depth, smaller(kBlock, s.n - c), &pending};
+      if (n - c > W) conv_block(job, silu ? AllTiles<2>::silu : AllTiles<2>::plain, row_pixels, c, begin, end);
+      else conv_block(job, silu ? AllTiles<1>::silu : AllTiles<1>::plain, row_pixels, c, begin, end);
+    }
   }
+  finish_pending(pending);
 }
 
 }  // namespace

@@ -8,16 +8,13 @@
 //
 // The order of channels is chosen so that the packs of the epilogue end in the natural one: in 128-bit lane L, a pack puts
 // channel 4 L + i of vector j at place 8 L + 4 j + i.
-#include <immintrin.h>
-
 #include <cstring>
 
+#include "float_math.h"
 #include "kernels.h"
 
 namespace rw {
 namespace {
-
-#define RW_INLINE static inline __attribute__((always_inline))
 
 constexpr int kChannels = 16;  // of a block
 constexpr int kPixels = 4;     // of a tile
@@ -70,13 +67,35 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   }
 }
 
+// table[i] for i below 32, from registers of eight: about twice as fast as gathers.
+RW_INLINE __m256 lookup_32(const float* table, __m256i i) {
+  const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)), bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(i, 27));
+  const __m256 t0 = _mm256_permutevar8x32_ps(_mm256_load_ps(table), i);
+  const __m256 t1 = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 8), i);
+  const __m256 t2 = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 16), i);
+  const __m256 t3 = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 24), i);
+  return _mm256_blendv_ps(_mm256_blendv_ps(t0, t1, bit3), _mm256_blendv_ps(t2, t3, bit3), bit4);
+}
+
+// table[code] for 32 codes: each of 16 rows of the table adds those of its codes; the others have the top bit set by a
+// saturating addition, for which vpshufb gives zero.
+RW_INLINE __m256i lookup_256(const uint8_t* table, __m256i codes) {
+  __m256i sum = _mm256_setzero_si256();
+  for (int row = 0; row < 16; ++row) {
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table) + row));
+    const __m256i place = _mm256_sub_epi8(codes, _mm256_set1_epi8(static_cast<char>(16 * row)));
+    sum = _mm256_or_si256(sum, _mm256_shuffle_epi8(t, _mm256_adds_epu8(place, _mm256_set1_epi8(0x70))));
+  }
+  return sum;
+}
+
 RW_INLINE __m256 poly_value(const Head& h, __m256 v) {
   __m256 t = _mm256_add_ps(_mm256_mul_ps(v, _mm256_set1_ps(h.poly_a)), _mm256_set1_ps(h.poly_b));
   t = _mm256_min_ps(_mm256_max_ps(t, _mm256_setzero_ps()), _mm256_set1_ps(31.0f));
   const __m256i i = _mm256_cvttps_epi32(t);
-  __m256 f = _mm256_mul_ps(_mm256_i32gather_ps(h.poly + 64, i, 4), v);
-  f = _mm256_mul_ps(_mm256_add_ps(f, _mm256_i32gather_ps(h.poly + 32, i, 4)), v);
-  return _mm256_add_ps(f, _mm256_i32gather_ps(h.poly, i, 4));
+  __m256 f = _mm256_mul_ps(lookup_32(h.poly + 64, i), v);
+  f = _mm256_mul_ps(_mm256_add_ps(f, lookup_32(h.poly + 32, i)), v);
+  return _mm256_add_ps(f, lookup_32(h.poly, i));
 }
 
 template <EpilogueKind kind>
@@ -92,32 +111,25 @@ struct Target {
   int valid;  // channels of the block that exist
 };
 
-RW_INLINE void store_codes(const Head& h, EpilogueKind kind, uint8_t* y, __m128i codes, int valid) {
-  if (kind != EpilogueKind::table && valid == kChannels) {
+RW_INLINE void store_codes(uint8_t* y, __m128i codes, int valid) {
+  if (valid == kChannels) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y), codes);
-    return;
-  }
-  alignas(16) uint8_t some[kChannels];
-  _mm_store_si128(reinterpret_cast<__m128i*>(some), codes);
-  if (kind != EpilogueKind::table) {
-    memcpy(y, some, valid);
   } else {
-    for (int c = 0; c < valid; ++c) y[c] = h.table[some[c]];
+    alignas(16) uint8_t some[kChannels];
+    _mm_store_si128(reinterpret_cast<__m128i*>(some), codes);
+    memcpy(y, some, valid);
   }
 }
 
-RW_INLINE void store_real(const Constants& c, uint8_t* y, __m256i a0, __m256i a1, int valid) {
-  const __m256 v0 = _mm256_mul_ps(_mm256_cvtepi32_ps(a0), _mm256_load_ps(c.scale));
-  const __m256 v1 = _mm256_mul_ps(_mm256_cvtepi32_ps(a1), _mm256_load_ps(c.scale + 8));
-  if (valid == kChannels) {
-    _mm256_storeu_ps(reinterpret_cast<float*>(y), v0);
-    _mm256_storeu_ps(reinterpret_cast<float*>(y) + 8, v1);
-  } else {
-    alignas(32) float some[kChannels];
-    _mm256_store_ps(some, v0);
-    _mm256_store_ps(some + 8, v1);
-    memcpy(y, some, 4 * valid);
-  }
+RW_INLINE void store_real(const Head& h, const Constants& c, uint8_t* y, __m256i a0, __m256i a1, int valid) {
+  alignas(32) float some[kChannels];
+  const bool direct = valid == kChannels && h.unary == kNone;
+  float* to = direct ? reinterpret_cast<float*>(y) : some;
+  _mm256_storeu_ps(to, _mm256_mul_ps(_mm256_cvtepi32_ps(a0), _mm256_load_ps(c.scale)));
+  _mm256_storeu_ps(to + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(a1), _mm256_load_ps(c.scale + 8)));
+  if (direct) return;
+  if (h.unary != kNone) apply_unary(some, some, valid, h.unary, h.unary_a, h.unary_b);
+  memcpy(y, some, 4 * valid);
 }
 
 // Two pixels through the epilogue.
@@ -125,8 +137,8 @@ template <EpilogueKind kind>
 RW_INLINE void finish(const Head& h, const Constants& c, int valid, uint8_t* ya, __m256i a0, __m256i a1, uint8_t* yb, __m256i b0,
                       __m256i b1) {
   if (kind == EpilogueKind::real) {
-    store_real(c, ya, a0, a1, valid);
-    store_real(c, yb, b0, b1, valid);
+    store_real(h, c, ya, a0, a1, valid);
+    store_real(h, c, yb, b0, b1, valid);
     return;
   }
   const __m256i a = _mm256_packs_epi32(rounded<kind>(h, c, a0, 0), rounded<kind>(h, c, a1, 1));
@@ -135,8 +147,9 @@ RW_INLINE void finish(const Head& h, const Constants& c, int valid, uint8_t* ya,
   if (kind == EpilogueKind::linear)
     codes = _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8(static_cast<char>(h.lo))),
                             _mm256_set1_epi8(static_cast<char>(h.hi)));
-  store_codes(h, kind, ya, _mm256_castsi256_si128(codes), valid);
-  store_codes(h, kind, yb, _mm256_extracti128_si256(codes, 1), valid);
+  if (kind == EpilogueKind::table) codes = lookup_256(h.table, codes);
+  store_codes(ya, _mm256_castsi256_si128(codes), valid);
+  store_codes(yb, _mm256_extracti128_si256(codes, 1), valid);
 }
 
 RW_INLINE __m256i four(const uint8_t* p) {

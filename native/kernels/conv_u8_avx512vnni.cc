@@ -5,7 +5,7 @@
 // epilogue's packs bring them into the natural one (requant_avx512vnni.h).
 #include <cstring>
 
-#include "conv_u8_tiles_avx512vnni.h"
+#include "conv_u8_quads_avx512vnni.h"
 
 namespace rw {
 namespace {
@@ -36,8 +36,14 @@ Layout layout(const ConvShape& s, int vectors) {
   return l;
 }
 
+// Up to 16 channels are packed for tiles of quads, too (conv_u8_quads_avx512vnni.h), in the layout of a block of four vectors:
+// which of the two is used depends on the distance of pixels, known when running only.
+bool has_quads(const ConvShape& s) {
+  return s.n <= kQuadChannels && !s.out_float && static_cast<size_t>(tap_depth(s)) * s.taps * 64 <= kQuadMostBytes;
+}
+
 size_t packed_bytes(const ConvShape& s) {
-  size_t bytes = sizeof(RequantHead);
+  size_t bytes = sizeof(RequantHead) + (has_quads(s) ? layout(s, 4).bytes : 0);
   for (int c0 = 0; c0 < s.n;) {
     const int vectors = block_vectors(s.n, c0);
     bytes += layout(s, vectors).bytes;
@@ -46,18 +52,19 @@ size_t packed_bytes(const ConvShape& s) {
   return bytes;
 }
 
-// The channel, within its block, that lane `lane` of vector `j` computes. Floats are stored vector by vector.
-int channel_at(bool out_float, int vectors, int j, int lane) {
-  return out_float ? 16 * j + lane : 4 * vectors * (lane / 4) + 4 * j + lane % 4;
-}
+// The channel, within its block, that lane `lane` of vector `j` computes.
+using ChannelOf = int (*)(int vectors, int j, int lane);
+int channel_of_codes(int vectors, int j, int lane) { return 4 * vectors * (lane / 4) + 4 * j + lane % 4; }
+int channel_of_floats(int, int j, int lane) { return 16 * j + lane; }  // stored vector by vector
+int channel_of_quads(int, int j, int lane) { return 4 * j + lane % 4; }  // a lane of 128 bits for each pixel
 
-void pack_block(const ConvShape& s, const ConvWeights& c, int c0, int vectors, uint8_t* to) {
+void pack_block(const ConvShape& s, const ConvWeights& c, int c0, int vectors, ChannelOf channel_of, uint8_t* to) {
   const Layout l = layout(s, vectors);
   const int64_t depth = tap_depth(s);
   const auto* w = static_cast<const int8_t*>(c.w);
   for (int j = 0; j < vectors; ++j)
     for (int lane = 0; lane < 16; ++lane) {
-      const int channel = c0 + channel_at(s.out_float, vectors, j, lane), at = 16 * j + lane;
+      const int channel = c0 + channel_of(vectors, j, lane), at = 16 * j + lane;
       if (channel >= s.n) continue;
       memcpy(to + l.bias + 4 * at, c.e.bias + channel, 4);
       memcpy(to + l.scale + 4 * at, c.e.scale + channel, 4);
@@ -82,10 +89,11 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   uint8_t* to = static_cast<uint8_t*>(packed) + sizeof(RequantHead);
   for (int c0 = 0; c0 < s.n;) {
     const int vectors = block_vectors(s.n, c0);
-    pack_block(s, c, c0, vectors, to);
+    pack_block(s, c, c0, vectors, s.out_float ? channel_of_floats : channel_of_codes, to);
     to += layout(s, vectors).bytes;
     c0 += 16 * vectors;
   }
+  if (has_quads(s)) pack_block(s, c, 0, 4, channel_of_quads, to);
 }
 
 // Walks over the pixels of a range. Where rows follow each other without a gap, the image is one long row.
@@ -157,35 +165,61 @@ void run_block(const ConvRun& r, const Block& b, const TileShape& tile, uint8_t*
   }
 }
 
-void run(const ConvShape& s, const ConvRun& r, int64_t pixel_begin, int64_t pixel_end) {
-  if (pixel_begin >= pixel_end) return;
-  const auto* at = static_cast<const uint8_t*>(r.packed) + sizeof(RequantHead);
+Block block_at(const ConvShape& s, const ConvRun& r, const uint8_t* at, int vectors, int channels) {
+  const Layout l = layout(s, vectors);
   Block b;
   b.head = static_cast<const RequantHead*>(r.packed);
+  b.bias = reinterpret_cast<const int32_t*>(at + l.bias);
+  b.channels.scale = reinterpret_cast<const float*>(at + l.scale);
+  b.channels.out_scale = reinterpret_cast<const float*>(at + l.out_scale);
+  b.channels.zero = reinterpret_cast<const int32_t*>(at + l.zero);
+  b.w = reinterpret_cast<const int8_t*>(at + l.weights);
+  b.valid = channels < 16 * vectors ? channels : 16 * vectors;
+  b.whole = b.valid == 16 * vectors;
+  b.mask = b.valid == 64 ? ~uint64_t{0} : (uint64_t{1} << b.valid) - 1;
   b.taps = s.taps;
   b.tap = r.tap;
   b.depth = tap_depth(s);
+  return b;
+}
+
+// Up to 16 channels, row by row; rows too short for quads take the tiles of single pixels.
+void run_rows(const ConvShape& s, const ConvRun& r, int64_t begin, int64_t end) {
+  const auto* at = static_cast<const uint8_t*>(r.packed) + sizeof(RequantHead);
+  const Block single = block_at(s, r, at, 1, s.n);
+  Block quads = block_at(s, r, at + layout(s, 1).bytes, 4, s.n);
+  quads.whole = s.n == kQuadChannels;
+  const bool dense = r.x_row == r.out_w * r.x_pixel && r.y_row == r.out_w * r.y_pixel;
+  const int64_t width = dense ? INT64_MAX : r.out_w;
+  auto* y = static_cast<uint8_t*>(r.y);
+  while (begin < end) {
+    const int64_t row = begin / width, column = begin % width;
+    const int64_t pixels = end - begin < width - column ? end - begin : width - column;
+    if (pixels >= kQuadLeast)
+      run_quads(quads, r.x + row * r.x_row + column * r.x_pixel, r.x_pixel, y + row * r.y_row + column * r.y_pixel, r.y_pixel,
+                pixels);
+    else
+      run_block(r, single, kTiles[1], y, begin, begin + pixels);
+    begin += pixels;
+  }
+}
+
+void run(const ConvShape& s, const ConvRun& r, int64_t pixel_begin, int64_t pixel_end) {
+  if (pixel_begin >= pixel_end) return;
+  if (has_quads(s) && quads_possible(r.x_pixel)) return run_rows(s, r, pixel_begin, pixel_end);
+  const auto* at = static_cast<const uint8_t*>(r.packed) + sizeof(RequantHead);
   for (int c0 = 0; c0 < s.n;) {
     const int vectors = block_vectors(s.n, c0);
-    const Layout l = layout(s, vectors);
-    b.bias = reinterpret_cast<const int32_t*>(at + l.bias);
-    b.channels.scale = reinterpret_cast<const float*>(at + l.scale);
-    b.channels.out_scale = reinterpret_cast<const float*>(at + l.out_scale);
-    b.channels.zero = reinterpret_cast<const int32_t*>(at + l.zero);
-    b.w = reinterpret_cast<const int8_t*>(at + l.weights);
-    b.valid = s.n - c0 < 16 * vectors ? s.n - c0 : 16 * vectors;
-    b.whole = b.valid == 16 * vectors;
-    b.mask = b.valid == 64 ? ~uint64_t{0} : (uint64_t{1} << b.valid) - 1;
-    run_block(r, b, kTiles[vectors], static_cast<uint8_t*>(r.y) + static_cast<int64_t>(c0) * (s.out_float ? 4 : 1), pixel_begin,
-              pixel_end);
-    at += l.bytes;
+    uint8_t* y = static_cast<uint8_t*>(r.y) + static_cast<int64_t>(c0) * (s.out_float ? 4 : 1);
+    run_block(r, block_at(s, r, at, vectors, s.n - c0), kTiles[vectors], y, pixel_begin, pixel_end);
+    at += layout(s, vectors).bytes;
     c0 += 16 * vectors;
   }
 }
 
 }  // namespace
 
-// 24 is a multiple of every tile.
-const ConvKernel conv_u8_avx512vnni = {packed_bytes, pack, run, 24};
+// A multiple of most tiles, and small enough to share a small image evenly.
+const ConvKernel conv_u8_avx512vnni = {packed_bytes, pack, run, 12};
 
 }  // namespace rw

@@ -1,15 +1,19 @@
 // conv_u8, portable: plain loops that a compiler turns into vector code (SSE2, NEON) by itself.
 //
-// Weights are kept as s16, 16 output channels side by side for every k, so that the inner loop is
-// `acc[c] += x * w[c]` on 16 neighbouring channels: a widening multiply-add on every machine. Two pixels share a weight.
+// Weights are kept as s16 in their canonical order, and the activations of a pixel are gathered and widened to s16 as well: then
+// `sum += x[k] * w[k]` is the dot product of 16-bit numbers that every vector instruction set has (pmaddwd, smlal). Four
+// channels share the activations they read.
 #include <cstring>
 
+#include "float_math.h"
 #include "kernels.h"
 
 namespace rw {
 namespace {
 
-constexpr int kLanes = 16;
+constexpr int kLanes = 16;   // channels that go through the epilogue together
+constexpr int kWhole = 8;    // products that are summed up together
+constexpr int kGather = 512;  // activations gathered at a time
 
 // The head of the packed block; arrays follow: bias, scale, zero, out scale (padded to whole blocks), weights.
 struct Head {
@@ -20,12 +24,14 @@ struct Head {
 };
 
 int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
+int depth_of(const ConvShape& s) { return s.taps * s.k; }
+int padded_depth(const ConvShape& s) { return (depth_of(s) + kWhole - 1) / kWhole * kWhole; }
 
 struct View {
   const Head* head;
   const int32_t *bias, *zero;
   const float *scale, *out_scale;
-  const int16_t* weights;  // [block][tap][k][16]
+  const int16_t* weights;  // [channel][tap, k], every channel padded with zeros to kWhole
 };
 
 View view(const ConvShape& s, const void* packed) {
@@ -43,7 +49,7 @@ View view(const ConvShape& s, const void* packed) {
 
 size_t packed_bytes(const ConvShape& s) {
   const size_t n = padded(s.n);
-  return sizeof(Head) + 16 * n + sizeof(int16_t) * n * s.taps * s.k;
+  return sizeof(Head) + 16 * n + sizeof(int16_t) * n * padded_depth(s);
 }
 
 void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
@@ -63,9 +69,8 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   if (e.kind == EpilogueKind::poly) memcpy(const_cast<float*>(v.out_scale), e.out_scale, 4 * s.n);
   const auto* w = static_cast<const int8_t*>(c.w);
   auto* to = const_cast<int16_t*>(v.weights);
-  const size_t depth = static_cast<size_t>(s.taps) * s.k;
-  for (int n = 0; n < s.n; ++n)
-    for (size_t i = 0; i < depth; ++i) to[(n / kLanes * depth + i) * kLanes + n % kLanes] = w[n * depth + i];
+  for (int n = 0; n < s.n; ++n, to += padded_depth(s))
+    for (int i = 0; i < depth_of(s); ++i) to[i] = *w++;
 }
 
 float clamp(float x, float lo, float hi) {
@@ -110,6 +115,8 @@ void finish(const ConvShape& s, const View& v, int c0, const int32_t* acc, uint8
   if (s.out_float) {
     float out[kLanes];
     for (int c = 0; c < kLanes; ++c) out[c] = static_cast<float>(acc[c]) * v.scale[c0 + c];
+    const Head& h = *v.head;
+    if (h.unary != kNone) apply_unary(out, out, width, h.unary, h.unary_a, h.unary_b);
     memcpy(y + 4 * c0, out, 4 * width);
   } else {
     uint8_t out[kLanes];
@@ -118,40 +125,56 @@ void finish(const ConvShape& s, const View& v, int c0, const int32_t* acc, uint8
   }
 }
 
-// Two pixels by one block of channels. With a single pixel left, xb == xa and yb == ya.
-void tile(const ConvShape& s, const ConvRun& r, const View& v, int c0, const uint8_t* xa, const uint8_t* xb, uint8_t* ya,
-          uint8_t* yb) {
-  int32_t a[kLanes], b[kLanes];
-  for (int c = 0; c < kLanes; ++c) a[c] = b[c] = v.bias[c0 + c];
-  const int16_t* w = v.weights + static_cast<size_t>(c0) * s.taps * s.k;
-  for (int t = 0; t < s.taps; ++t) {
-    const uint8_t *pa = xa + r.tap[t], *pb = xb + r.tap[t];
-    for (int k = 0; k < s.k; ++k, w += kLanes) {
-      const int16_t qa = pa[k], qb = pb[k];
-      for (int c = 0; c < kLanes; ++c) {
-        a[c] += qa * w[c];
-        b[c] += qb * w[c];
-      }
-    }
+// Activations `from` to `to` of all taps in a row, widened; zeros behind the last.
+void gather(const ConvShape& s, const ConvRun& r, const uint8_t* x, int from, int to, int16_t* out) {
+  const int end = to < depth_of(s) ? to : depth_of(s);
+  for (int i = from; i < end;) {
+    const int k = i % s.k, count = s.k - k < end - i ? s.k - k : end - i;
+    const uint8_t* p = x + r.tap[i / s.k] + k;
+    for (int c = 0; c < count; ++c) out[c] = p[c];
+    i += count, out += count;
   }
-  finish(s, v, c0, a, ya);
-  finish(s, v, c0, b, yb);
+  for (int i = end; i < to; ++i) *out++ = 0;
+}
+
+// Adds the products of four channels, whose weights are `depth` apart. Channels that only pad have zeros for weights.
+void dot_4(const int16_t* x, const int16_t* w0, int depth, int count, int32_t* acc) {
+  const int16_t *w1 = w0 + depth, *w2 = w1 + depth, *w3 = w2 + depth;
+  const int whole = count / kWhole * kWhole;  // is count; tells the compiler that nothing remains
+  int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0;
+  for (int k = 0; k < whole; ++k) {
+    a0 += x[k] * w0[k];
+    a1 += x[k] * w1[k];
+    a2 += x[k] * w2[k];
+    a3 += x[k] * w3[k];
+  }
+  acc[0] += a0, acc[1] += a1, acc[2] += a2, acc[3] += a3;
 }
 
 void run(const ConvShape& s, const ConvRun& r, int64_t pixel_begin, int64_t pixel_end) {
   const View v = view(s, r.packed);
-  auto* y = static_cast<uint8_t*>(r.y);
-  for (int64_t m = pixel_begin; m < pixel_end; m += 2) {
-    const int64_t last = m + 1 < pixel_end ? m + 1 : m;
-    const int64_t ia = m / r.out_w, ja = m % r.out_w, ib = last / r.out_w, jb = last % r.out_w;
-    for (int c0 = 0; c0 < s.n; c0 += kLanes)
-      tile(s, r, v, c0, r.x + ia * r.x_row + ja * r.x_pixel, r.x + ib * r.x_row + jb * r.x_pixel,
-           y + ia * r.y_row + ja * r.y_pixel, y + ib * r.y_row + jb * r.y_pixel);
+  const int depth = padded_depth(s);
+  for (int64_t m = pixel_begin; m < pixel_end; ++m) {
+    const int64_t i = m / r.out_w, j = m % r.out_w;
+    const uint8_t* x = r.x + i * r.x_row + j * r.x_pixel;
+    int16_t gathered[kGather];
+    if (depth <= kGather) gather(s, r, x, 0, depth, gathered);
+    for (int c0 = 0; c0 < s.n; c0 += kLanes) {
+      int32_t acc[kLanes];
+      memcpy(acc, v.bias + c0, sizeof acc);
+      for (int from = 0; from < depth; from += kGather) {
+        const int to = from + kGather < depth ? from + kGather : depth;
+        if (depth > kGather) gather(s, r, x, from, to, gathered);
+        for (int c = 0; c < kLanes && c0 + c < s.n; c += 4)
+          dot_4(gathered, v.weights + static_cast<size_t>(c0 + c) * depth + from, depth, to - from, acc + c);
+      }
+      finish(s, v, c0, acc, static_cast<uint8_t*>(r.y) + i * r.y_row + j * r.y_pixel);
+    }
   }
 }
 
 }  // namespace
 
-const ConvKernel conv_u8_portable = {packed_bytes, pack, run, 2};
+const ConvKernel conv_u8_portable = {packed_bytes, pack, run, 1};
 
 }  // namespace rw

@@ -45,7 +45,8 @@ typedef int32_t int32_unaligned __attribute__((aligned(1), may_alias));
 #define RW_VECTORS_4(F, m) F(m, 0) F(m, 1) F(m, 2) F(m, 3)
 
 #define RW_PIXELS_1(F) F(0)
-#define RW_PIXELS_4(F) F(0) F(1) F(2) F(3)
+#define RW_PIXELS_2(F) F(0) F(1)
+#define RW_PIXELS_4(F) RW_PIXELS_2(F) F(2) F(3)
 #define RW_PIXELS_6(F) RW_PIXELS_4(F) F(4) F(5)
 #define RW_PIXELS_8(F) RW_PIXELS_6(F) F(6) F(7)
 #define RW_PIXELS_12(F) RW_PIXELS_8(F) F(8) F(9) F(10) F(11)
@@ -59,7 +60,7 @@ typedef int32_t int32_unaligned __attribute__((aligned(1), may_alias));
 #define RW_QUADS_1(F) F(0, 0, 0, 0)
 #define RW_QUADS_12(F) F(0, 1, 2, 3) F(4, 5, 6, 7) F(8, 9, 10, 11)
 
-RW_INLINE void store_real(const Block&, uint8_t*, const PolyRef&, int) {}
+RW_INLINE void store_real(const Block&, uint8_t*, const PolyValue&, int) {}
 
 RW_INLINE void store_codes(const Block& b, uint8_t* y, __m512i codes) {
   if (b.whole)
@@ -163,44 +164,32 @@ RW_INLINE void finish_1(const Block& b, uint8_t* y0, const A& a0, uint8_t* y1, c
 #define RW_STEP_2(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_2(RW_MAC, m) }
 #define RW_STEP_3(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_3(RW_MAC, m) }
 #define RW_STEP_4(m) { const __m512i four = RW_FOUR(x##m + at); RW_VECTORS_4(RW_MAC, m) }
-#define RW_A(m, j) Accumulators{a##m##_##j}
+#define RW_A(m, j) epilogue_input<kind>(a##m##_##j, segments + kVectors * m + j, tables)
 #define RW_FINISH_1(m, n, o, p) \
   finish_1<kind>(b, y[m] + y_at, RW_A(m, 0), y[n] + y_at, RW_A(n, 0), y[o] + y_at, RW_A(o, 0), y[p] + y_at, RW_A(p, 0));
 #define RW_FINISH_2(m, n) finish_2<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), y[n] + y_at, RW_A(n, 0), RW_A(n, 1));
 #define RW_FINISH_3(m) finish_3<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), RW_A(m, 2));
 #define RW_FINISH_4(m) finish_4<kind>(b, y[m] + y_at, RW_A(m, 0), RW_A(m, 1), RW_A(m, 2), RW_A(m, 3));
 
-// The second pass of POLY over a tile.
-template <int pixels, int vectors>
-RW_INLINE void finish_kept(const Block& b, const PolyValue* kept, uint8_t* const* y, int64_t y_at) {
-  constexpr EpilogueKind kind = EpilogueKind::poly;
-  const PolyTables t = poly_tables(*b.head);
-#define RW_KEPT(m, j) PolyRef{kept[(m) * vectors + j], t}
-  if (vectors == 4) {
-    for (int m = 0; m < pixels; ++m)
-      finish_4<kind>(b, y[m] + y_at, RW_KEPT(m, 0), RW_KEPT(m, 1), RW_KEPT(m, 2), RW_KEPT(m, 3));
-  } else if (vectors == 3) {
-    for (int m = 0; m < pixels; ++m) finish_3<kind>(b, y[m] + y_at, RW_KEPT(m, 0), RW_KEPT(m, 1), RW_KEPT(m, 2));
-  } else if (vectors == 2) {
-    for (int m = 0; m < pixels; m += 2) {  // a single pixel stands for its neighbour, too
-      const int n = pixels == 1 ? 0 : m + 1;
-      finish_2<kind>(b, y[m] + y_at, RW_KEPT(m, 0), RW_KEPT(m, 1), y[n] + y_at, RW_KEPT(n, 0), RW_KEPT(n, 1));
-    }
-  } else {
-    for (int m = 0; m < pixels; m += 4) {
-      const int n = pixels == 1 ? 0 : m + 1, o = pixels == 1 ? 0 : m + 2, p = pixels == 1 ? 0 : m + 3;
-      finish_1<kind>(b, y[m] + y_at, RW_KEPT(m, 0), y[n] + y_at, RW_KEPT(n, 0), y[o] + y_at, RW_KEPT(o, 0), y[p] + y_at,
-                     RW_KEPT(p, 0));
-    }
+// The function behind REAL, on what a tile has just written. A pixel may stand in for missing ones behind it.
+template <int pixels>
+RW_INLINE void finish_unary(const Block& b, uint8_t* const* y, int64_t y_at) {
+  const RequantHead& h = *b.head;
+  if (h.unary == kNone) return;
+  for (int m = 0; m < pixels; ++m) {
+    if (m > 0 && y[m] == y[m - 1]) continue;
+    auto* values = reinterpret_cast<float*>(y[m] + y_at);
+    apply_unary(values, values, b.valid, h.unary, h.unary_a, h.unary_b);
   }
-#undef RW_KEPT
 }
 
-#define RW_KEEP(m, j) poly_locate(*b.head, b.channels, a##m##_##j, j, kept + kVectors * m + j);
-#define RW_KEEP_1(m) RW_VECTORS_1(RW_KEEP, m)
-#define RW_KEEP_2(m) RW_VECTORS_2(RW_KEEP, m)
-#define RW_KEEP_3(m) RW_VECTORS_3(RW_KEEP, m)
-#define RW_KEEP_4(m) RW_VECTORS_4(RW_KEEP, m)
+// The first pass of POLY.
+#define RW_LOCATE(m, j) \
+  a##m##_##j = poly_locate(*b.head, b.channels, a##m##_##j, j, segments + kVectors * m + j);
+#define RW_LOCATE_1(m) RW_VECTORS_1(RW_LOCATE, m)
+#define RW_LOCATE_2(m) RW_VECTORS_2(RW_LOCATE, m)
+#define RW_LOCATE_3(m) RW_VECTORS_3(RW_LOCATE, m)
+#define RW_LOCATE_4(m) RW_VECTORS_4(RW_LOCATE, m)
 
 #define RW_TILE(pixels, vectors, groups)                                                                             \
   template <EpilogueKind kind>                                                                                       \
@@ -209,7 +198,8 @@ RW_INLINE void finish_kept(const Block& b, const PolyValue* kept, uint8_t* const
     uint8_t* const* const y = strip.y;                                                                               \
     RW_PIXELS_##pixels(RW_POINTER) const int32_t* const last = b.tap + b.taps;                                       \
     constexpr int kVectors = vectors;                                                                                \
-    PolyValue kept[pixels * vectors];                                                                                \
+    __m512i segments[kind == EpilogueKind::poly ? pixels * vectors : 1];                                             \
+    PolyTables tables = {};                                                                                          \
     int64_t x_at = 0, y_at = 0;                                                                                      \
     for (int64_t tile = strip.tiles; tile > 0; --tile, x_at += strip.x_step, y_at += strip.y_step) {                 \
       RW_PIXELS_##pixels(RW_START_##vectors) const int8_t* w = b.w;                                                  \
@@ -218,10 +208,10 @@ RW_INLINE void finish_kept(const Block& b, const PolyValue* kept, uint8_t* const
           RW_VECTORS_##vectors(RW_WEIGHT, 0) RW_PIXELS_##pixels(RW_STEP_##vectors)                                   \
         }                                                                                                            \
       if (kind == EpilogueKind::poly) {                                                                              \
-        RW_PIXELS_##pixels(RW_KEEP_##vectors) finish_kept<pixels, vectors>(b, kept, y, y_at);                     \
-      } else {                                                                                                       \
-        groups##_##pixels(RW_FINISH_##vectors)                                                                       \
+        RW_PIXELS_##pixels(RW_LOCATE_##vectors) tables = poly_tables(*b.head);                                       \
       }                                                                                                              \
+      groups##_##pixels(RW_FINISH_##vectors)                                                                         \
+      if (kind == EpilogueKind::real) finish_unary<pixels>(b, y, y_at);                                              \
     }                                                                                                                \
   }
 

@@ -52,10 +52,8 @@ RW_INLINE void store_some(uint8_t* p, V v, int n, bool full) {
   else store(reinterpret_cast<float*>(p), v, n);
 }
 
-template <int K, int S, bool Full> struct Slide {
+template <int K, int S, bool Full, class Pipe> struct Slide {
   static constexpr int A = (K + S - 1) / S;
-  V w[K * K], open[A], bias;
-
   // Column S*j + s: its K elements go to the open outputs i for which it has a tap; with `ending`, to those with i >= from.
   template <bool Ending> RW_INLINE void column(V* open, const V* w, const uint8_t* x, int64_t x_row, int n, int s, int from) {
 #pragma GCC unroll 8
@@ -76,6 +74,8 @@ template <int K, int S, bool Full> struct Slide {
 #pragma GCC unroll 32
     for (int i = 0; i < K * K; i++) w[i] = load(job.w + i * W);
     const V bias = load(job.bias);
+    Pipe pipe;
+    pipe.clear();
 #pragma GCC unroll 8
     for (int i = 0; i < A; i++) open[i] = bias;
     for (int j = 0; j < out_w + A - 1; j++) {
@@ -89,12 +89,21 @@ template <int K, int S, bool Full> struct Slide {
           if (S * from + s < K) column<true>(open, w, x, x_row, n, s, from);
       }
       if (j >= A - 1) {
-        store_some(y, open[A - 1], n, Full);
-        y += y_pixel;
+        const V result = pipe.next(open[A - 1]);
+        if (j >= A - 1 + Pipe::kLag) {
+          store_some(y, result, n, Full);
+          y += y_pixel;
+        }
       }
 #pragma GCC unroll 8
       for (int i = A - 1; i > 0; i--) open[i] = open[i - 1];
       open[0] = bias;
+    }
+    for (int j = 0; j < Pipe::kLag; j++) {  // what is still in the pipeline; a short row has not filled it
+      const V result = pipe.next(bias);
+      if (out_w + j < Pipe::kLag) continue;
+      store_some(y, result, n, Full);
+      y += y_pixel;
     }
   }
 };
@@ -112,14 +121,14 @@ void depthwise_any(const DepthwiseRow& job, const DepthwiseShape& s) {
 }
 
 using SlideRow = void (*)(const DepthwiseRow&);
-template <int K, int S> SlideRow slide_row(bool full) { return full ? Slide<K, S, true>::row : Slide<K, S, false>::row; }
+template <int K, int S, class F> SlideRow slide_row(bool full) { return full ? Slide<K, S, true, F>::row : Slide<K, S, false, F>::row; }
 
-SlideRow special_row(const DepthwiseShape& s, bool full) {
+template <class F> SlideRow special_row(const DepthwiseShape& s, bool full) {
   if (s.kh != s.kw || s.sh != s.sw || s.dh != 1 || s.dw != 1) return nullptr;
-  if (s.kh == 3 && s.sh == 1) return slide_row<3, 1>(full);
-  if (s.kh == 3 && s.sh == 2) return slide_row<3, 2>(full);
-  if (s.kh == 5 && s.sh == 1) return slide_row<5, 1>(full);
-  if (s.kh == 5 && s.sh == 2) return slide_row<5, 2>(full);
+  if (s.kh == 3 && s.sh == 1) return slide_row<3, 1, F>(full);
+  if (s.kh == 3 && s.sh == 2) return slide_row<3, 2, F>(full);
+  if (s.kh == 5 && s.sh == 1) return slide_row<5, 1, F>(full);
+  if (s.kh == 5 && s.sh == 2) return slide_row<5, 2, F>(full);
   return nullptr;
 }
 
@@ -128,7 +137,9 @@ void depthwise_run(const DepthwiseShape& s, const DepthwiseRun& run, int row_beg
   const Finish& finish = *reinterpret_cast<const Finish*>(packed);
   const float* bias = reinterpret_cast<const float*>(packed + kDepthwiseHeader);
   const float* w = bias + (s.c + W - 1) / W * W;
-  const SlideRow whole_row = special_row(s, true), part_row = special_row(s, false);
+  const bool silu = finish.function == kSilu;  // worked out along with the sums, which leave the adders idle
+  const SlideRow whole_row = silu ? special_row<SiluPipe>(s, true) : special_row<NoPipe>(s, true);
+  const SlideRow part_row = silu ? special_row<SiluPipe>(s, false) : special_row<NoPipe>(s, false);
   for (int row = row_begin; row < row_end; row++) {
     const uint8_t* x = run.x + static_cast<int64_t>(row) * s.sh * run.x_row;
     uint8_t* y = static_cast<uint8_t*>(run.y) + row * run.y_row;
@@ -141,7 +152,7 @@ void depthwise_run(const DepthwiseShape& s, const DepthwiseRun& run, int row_beg
       else depthwise_any(job, s);
     }
     // The activation over the finished row, while it is still in the first cache.
-    if (finish.function == kNone) continue;
+    if (finish.function == kNone || (silu && whole_row)) continue;
     const bool dense = run.y_pixel == static_cast<int64_t>(s.c * sizeof(float));
     for (int j = 0; j < (dense ? 1 : run.out_w); j++) {
       float* p = reinterpret_cast<float*>(y + j * run.y_pixel);

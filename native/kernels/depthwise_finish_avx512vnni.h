@@ -11,23 +11,12 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
-#include "kernels.h"
+#include "depthwise_u8.h"
 
 namespace rw {
 namespace {
 
 #define RW_INLINE static inline __attribute__((always_inline))
-
-// What all channels share; at the front of the packed constants.
-struct alignas(64) Head {
-  uint8_t table[256];
-  float poly[96];
-  float poly_a, poly_b;
-  int lo, hi;
-  EpilogueKind kind;
-  int unary;
-  float unary_a, unary_b;
-};
 
 // Constants of 64 channels, in accumulator order; weights [groups][4][64] follow.
 struct alignas(64) Constants {

@@ -7,8 +7,6 @@
 //
 // Vectors of 64 bytes are 64 channels of one pixel; or, where the pixels of both images lie side by side and the stride is 1, a row
 // is taken as flat bytes. Then byte i belongs to channel i % c, and constants repeat after `period` vectors.
-#include <cstring>
-
 #include "depthwise_finish_avx512vnni.h"
 
 namespace rw {
@@ -18,12 +16,16 @@ constexpr int max_taps = 1024;  // of a kernel on this path: their offsets lie o
 
 bool square3(const DepthwiseShape& s) { return s.kh == 3 && s.kw == 3; }
 bool pairs_rows(const DepthwiseShape& s) { return square3(s) && s.sh == 1 && s.sw == 1 && s.dh == 1 && s.dw == 1; }
+bool unit5(const DepthwiseShape& s) { return s.kh == 5 && s.kw == 5 && s.sh == 1 && s.sw == 1 && s.dh == 1 && s.dw == 1; }
 bool too_many_taps(const DepthwiseShape& s) { return static_cast<int64_t>(s.kh) * s.kw > max_taps; }
 
-// A group is four taps. 3x3: group g is column g, its fourth tap empty. Otherwise taps in their order.
+// A group is four taps. 3x3: group g is column g, its fourth tap empty. 5x5: group g < 5 is column g without its last row, group
+// 5 the last row without its last tap, group 6 that tap. Otherwise taps in their order.
+bool square5(const DepthwiseShape& s) { return s.kh == 5 && s.kw == 5; }
 int groups_of(const DepthwiseShape& s) { return square3(s) ? 3 : (s.kh * s.kw + 3) / 4; }
 int tap_of(const DepthwiseShape& s, int group, int slot) {
   if (square3(s)) return slot < 3 ? slot * 3 + group : -1;
+  if (square5(s) && group < 5) return slot * 5 + group;
   const int tap = group * 4 + slot;
   return tap < s.kh * s.kw ? tap : -1;
 }
@@ -78,14 +80,7 @@ void pack_block(const DepthwiseShape& s, const ConvWeights& w, int block, uint8_
 
 void pack(const DepthwiseShape& s, const ConvWeights& w, void* packed) {
   if (too_many_taps(s)) return depthwise_u8_portable.pack(s, w, packed);
-  Head& h = *static_cast<Head*>(packed);
-  std::memset(&h, 0, sizeof h);
-  if (w.e.kind == EpilogueKind::table) std::memcpy(h.table, w.e.table, sizeof h.table);
-  if (w.e.kind == EpilogueKind::poly) std::memcpy(h.poly, w.e.poly, sizeof h.poly);
-  h.poly_a = w.e.poly_a, h.poly_b = w.e.poly_b;
-  h.lo = w.e.lo, h.hi = w.e.hi;
-  h.kind = w.e.kind;
-  h.unary = w.e.unary, h.unary_a = w.e.unary_a, h.unary_b = w.e.unary_b;
+  fill_head(w.e, packed);
   uint8_t* at = static_cast<uint8_t*>(packed) + sizeof(Head);
   for (int b = 0; b < blocks_of(s.c); ++b) pack_block(s, w, b, at + b * block_bytes(s));
 }
@@ -269,20 +264,65 @@ __attribute__((noinline)) void slide2_lanes(const Line& line, const F& epilogue)
   }
 }
 
-// Any kernel, stride and dilation.
+RW_INLINE Acc group(const uint8_t* p, const int64_t* at) { return interleave(load(p + at[0]), load(p + at[1]), load(p + at[2]), load(p + at[3])); }
+
+// Any kernel, stride and dilation; two outputs share the loads of weights and offsets.
 template <class F>
 __attribute__((noinline)) void general(const Line& line, const F& epilogue) {
   const Line t = line;
   const F finish = epilogue;
-  for (int i = 0; i < t.n; ++i) {
-    const uint8_t* p = t.x + i * t.x_step;
-    Acc a = bias(*t.k);
-    for (int g = 0; g < t.groups; ++g) {
-      const int64_t* at = t.offset + g * 4;
-      multiply(a, interleave(load(p + at[0]), load(p + at[1]), load(p + at[2]), load(p + at[3])), t.w + g * 4);
-    }
-    finish(a, *t.k, t.y + i * t.y_step, i + 1 == t.n ? t.last : t.mask);
+  const uint8_t* p = t.x;
+  uint8_t* y = t.y;
+  int i = t.n;
+  for (; i >= 2; i -= 2, p += 2 * t.x_step, y += 2 * t.y_step) {
+    Acc a = bias(*t.k), b = a;
+    for (int g = 0; g < t.groups; ++g) multiply(a, group(p, t.offset + g * 4), b, group(p + t.x_step, t.offset + g * 4), t.w + g * 4);
+    finish(a, *t.k, y, t.mask);
+    finish(b, *t.k, y + t.y_step, i == 2 ? t.last : t.mask);
   }
+  if (i == 0) return;
+  Acc a = bias(*t.k);
+  for (int g = 0; g < t.groups; ++g) multiply(a, group(p, t.offset + g * 4), t.w + g * 4);
+  finish(a, *t.k, y, t.last);
+}
+
+// The column j of four neighbouring 5x5 windows, of which window i has it as column j - i.
+template <int j>
+RW_INLINE void five_columns(const Line& t, const uint8_t* p, Acc& a, Acc& b, Acc& c, Acc& d) {
+  const uint8_t* x = p + j * t.tap;
+  const Acc q = interleave(load(x), load(x + t.x_row), load(x + 2 * t.x_row), load(x + 3 * t.x_row));
+  if (j < 5) multiply(a, q, t.w + j * 4);
+  if (j >= 1 && j < 6) multiply(b, q, t.w + (j - 1) * 4);
+  if (j >= 2 && j < 7) multiply(c, q, t.w + (j - 2) * 4);
+  if (j >= 3) multiply(d, q, t.w + (j - 3) * 4);
+}
+
+// The last row of a 5x5 window.
+RW_INLINE void fifth_row(const Line& t, const uint8_t* p, Acc& a) {
+  multiply(a, interleave(load(p), load(p + t.tap), load(p + 2 * t.tap), load(p + 3 * t.tap)), t.w + 20);
+  const __m512i last = load(p + 4 * t.tap), none = _mm512_setzero_si512();
+  multiply(a, interleave(last, none, none, none), t.w + 24);
+}
+
+// 5x5, stride 1, 64 channels of one pixel: four windows share the interleaved columns.
+template <class F>
+__attribute__((noinline)) void five(const Line& line, const F& epilogue) {
+  Line t = line;
+  const F finish = epilogue;
+  while (t.n >= 4) {
+    const uint8_t* p = t.x;
+    Acc a = bias(*t.k), b = a, c = a, d = a;
+    five_columns<0>(t, p, a, b, c, d), five_columns<1>(t, p, a, b, c, d), five_columns<2>(t, p, a, b, c, d), five_columns<3>(t, p, a, b, c, d);
+    five_columns<4>(t, p, a, b, c, d), five_columns<5>(t, p, a, b, c, d), five_columns<6>(t, p, a, b, c, d), five_columns<7>(t, p, a, b, c, d);
+    p += 4 * t.x_row;
+    fifth_row(t, p, a), fifth_row(t, p + t.tap, b), fifth_row(t, p + 2 * t.tap, c), fifth_row(t, p + 3 * t.tap, d);
+    finish(a, *t.k, t.y, t.mask);
+    finish(b, *t.k, t.y + t.y_step, t.mask);
+    finish(c, *t.k, t.y + 2 * t.y_step, t.mask);
+    finish(d, *t.k, t.y + 3 * t.y_step, t.mask);
+    t.n -= 4, t.x += 4 * t.tap, t.y += 4 * t.y_step;
+  }
+  general(t, finish);
 }
 
 __mmask64 lanes(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
@@ -326,6 +366,8 @@ void channel_blocks(const DepthwiseShape& s, const Line& base, const F& finish, 
       slide<rows>(t, finish);
     else if (square3(s) && s.sw == 2 && s.dw == 1)
       slide2(t, finish);
+    else if (unit5(s))
+      five(t, finish);
     else
       general(t, finish);
   }
@@ -334,7 +376,9 @@ void channel_blocks(const DepthwiseShape& s, const Line& base, const F& finish, 
 template <int rows, class F>
 void row(const DepthwiseShape& s, const DepthwiseRun& r, const Line& base, const F& finish) {
   const bool dense = r.x_pixel == s.c && r.y_pixel == s.c * F::out_bytes;
-  if (dense && s.sw == 1 && flat_pays(s.c)) return flat_rows<rows>(s, base, finish, r.out_w);
+  // Columns shared by 5x5 windows save more than half-empty vectors cost.
+  const bool blocks_pay = unit5(s) && s.c * 5 >= (s.c + 63) / 64 * 64 * 3;
+  if (dense && s.sw == 1 && flat_pays(s.c) && !blocks_pay) return flat_rows<rows>(s, base, finish, r.out_w);
   int first = 0;
   if (dense && square3(s) && s.sw == 2 && s.dw == 1 && (s.c == 16 || s.c == 32)) {
     Line t = base;
@@ -381,21 +425,14 @@ void run(const DepthwiseShape& s, const DepthwiseRun& r, int begin, int end) {
       const int tap = tap_of(s, g, slot);
       offset[g * 4 + slot] = tap < 0 ? 0 : tap / s.kw * s.dh * r.x_row + tap % s.kw * s.dw * r.x_pixel;
     }
-  const Head& h = *static_cast<const Head*>(r.packed);
-  switch (h.kind) {
+  switch (static_cast<const Head*>(r.packed)->kind) {
     case EpilogueKind::linear: return run_kind<EpilogueKind::linear>(s, r, offset, begin, end);
     case EpilogueKind::table: return run_kind<EpilogueKind::table>(s, r, offset, begin, end);
     case EpilogueKind::poly: return run_kind<EpilogueKind::poly>(s, r, offset, begin, end);
     case EpilogueKind::real: break;
   }
   run_kind<EpilogueKind::real>(s, r, offset, begin, end);
-  if (h.unary == 0) return;
-  const UnaryFn unary = kernels(Isa::avx512vnni).unary_f32;
-  for (int i = begin; i < end; ++i)
-    for (int column = 0; column < r.out_w; ++column) {
-      float* y = reinterpret_cast<float*>(static_cast<uint8_t*>(r.y) + i * r.y_row + column * r.y_pixel);
-      unary(y, y, s.c, h.unary, h.unary_a, h.unary_b);
-    }
+  apply_unary(kernels(Isa::avx512vnni).unary_f32, s, r, begin, end);
 }
 
 }  // namespace

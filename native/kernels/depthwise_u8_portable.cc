@@ -1,4 +1,4 @@
-// Depthwise convolution on codes, one accumulator at a time: acc[c] = sum x * w + bias, then the epilogue.
+// Depthwise convolution on codes: acc[c] = sum x * w + bias, then the epilogue, for up to 64 channels of a pixel at a time.
 #include <cstring>
 
 #include "kernels.h"
@@ -65,13 +65,35 @@ uint8_t poly_code(const Head& head, const Constants& k, int c, float v) {
   return to_code(f * k.out_scale[c], k.zero[c], 0, 255);
 }
 
-void finish(const Head& head, const Constants& k, int c, int32_t acc, void* y) {
-  const float v = static_cast<float>(acc) * k.scale[c];
+constexpr int chunk = 64;  // channels whose accumulators lie on the stack; the loops over them are what compilers vectorize
+
+// acc[c] = bias[c] + the sum over all taps, for n channels from `first`.
+void accumulate(const DepthwiseShape& s, const DepthwiseRun& r, const Constants& k, const uint8_t* x, int first, int n, int32_t* acc) {
+  for (int c = 0; c < n; ++c) acc[c] = k.bias[first + c];
+  for (int u = 0; u < s.kh; ++u)
+    for (int v = 0; v < s.kw; ++v) {
+      const uint8_t* in = x + u * s.dh * r.x_row + v * s.dw * r.x_pixel + first;
+      const int8_t* w = k.w + static_cast<int64_t>(u * s.kw + v) * s.c + first;
+      for (int c = 0; c < n; ++c) acc[c] += in[c] * w[c];
+    }
+}
+
+void finish(const Head& head, const Constants& k, const int32_t* acc, int first, int n, void* y) {
+  float v[chunk];
+  for (int c = 0; c < n; ++c) v[c] = static_cast<float>(acc[c]) * k.scale[first + c];
+  uint8_t* codes = static_cast<uint8_t*>(y) + first;
+  const int32_t* zero = k.zero + first;
   switch (head.e.kind) {
-    case EpilogueKind::linear: static_cast<uint8_t*>(y)[c] = to_code(v, k.zero[c], head.e.lo, head.e.hi); break;
-    case EpilogueKind::table: static_cast<uint8_t*>(y)[c] = head.table[to_code(v, k.zero[c], 0, 255)]; break;
-    case EpilogueKind::poly: static_cast<uint8_t*>(y)[c] = poly_code(head, k, c, v); break;
-    case EpilogueKind::real: static_cast<float*>(y)[c] = v; break;
+    case EpilogueKind::linear:
+      for (int c = 0; c < n; ++c) codes[c] = to_code(v[c], zero[c], head.e.lo, head.e.hi);
+      break;
+    case EpilogueKind::table:
+      for (int c = 0; c < n; ++c) codes[c] = head.table[to_code(v[c], zero[c], 0, 255)];
+      break;
+    case EpilogueKind::poly:
+      for (int c = 0; c < n; ++c) codes[c] = poly_code(head, k, first + c, v[c]);
+      break;
+    case EpilogueKind::real: std::memcpy(static_cast<float*>(y) + first, v, static_cast<size_t>(n) * 4); break;
   }
 }
 
@@ -79,16 +101,15 @@ void run(const DepthwiseShape& s, const DepthwiseRun& r, int row_begin, int row_
   const Head& head = *static_cast<const Head*>(r.packed);
   const Constants k = constants(r.packed, s.c);
   const UnaryFn unary = kernels(Isa::portable).unary_f32;
+  int32_t acc[chunk];
   for (int row = row_begin; row < row_end; ++row)
     for (int column = 0; column < r.out_w; ++column) {
       const uint8_t* x = r.x + row * s.sh * r.x_row + column * s.sw * r.x_pixel;
       uint8_t* y = static_cast<uint8_t*>(r.y) + row * r.y_row + column * r.y_pixel;
-      for (int c = 0; c < s.c; ++c) {
-        int32_t acc = k.bias[c];
-        for (int u = 0; u < s.kh; ++u)
-          for (int v = 0; v < s.kw; ++v)
-            acc += x[u * s.dh * r.x_row + v * s.dw * r.x_pixel + c] * k.w[static_cast<int64_t>(u * s.kw + v) * s.c + c];
-        finish(head, k, c, acc, y);
+      for (int first = 0; first < s.c; first += chunk) {
+        const int n = s.c - first < chunk ? s.c - first : chunk;
+        accumulate(s, r, k, x, first, n, acc);
+        finish(head, k, acc, first, n, y);
       }
       if (head.e.kind == EpilogueKind::real && head.e.unary != 0)
         unary(reinterpret_cast<float*>(y), reinterpret_cast<float*>(y), s.c, head.e.unary, head.e.unary_a, head.e.unary_b);

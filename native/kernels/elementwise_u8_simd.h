@@ -1,4 +1,4 @@
-// add_u8, mul_u8, and the ways between codes and floats, 16 numbers at a time.
+// The ways between codes and floats, 16 numbers at a time.
 //
 // Each loop body is a lambda over (index, n...): called without n for whole blocks, with n for the rest of a run.
 #pragma once
@@ -16,37 +16,6 @@ RW_INLINE void by_sixteen(int64_t n, const F& f) {
 
 // Where the pixels of all images lie side by side, a row is one run of w * c codes.
 RW_INLINE bool side_by_side(const Image& a) { return a.pixel == a.c; }
-
-void add_rows(const Image& a, const Image& b, const Image& y, const AddParams& p, int begin, int end) {
-  const Ints za = ints(p.za), zb = ints(p.zb), lo = ints(p.lo), hi = ints(p.hi);
-  for (int r = begin; r < end; ++r)
-    for (int x = 0; x < y.w; ++x) {
-      const uint8_t *pa = pixel_at(a, r, x), *pb = pixel_at(b, r, x);
-      uint8_t* py = pixel_at(y, r, x);
-      by_sixteen(y.c, [&](int64_t c, auto... n) {
-        const Floats left = to_floats(load_codes(pa + c, n...) - za) * load_floats(p.ma + c, n...);
-        const Floats right = to_floats(load_codes(pb + c, n...) - zb) * load_floats(p.mb + c, n...);
-        store_codes(py + c, to_codes(left + right, load_ints(p.zero + c, n...), lo, hi), n...);
-      });
-    }
-}
-
-void mul_rows(const Image& a, const Image& b, const Image& y, const MulParams& p, int begin, int end) {
-  const Ints za = ints(p.za), zb = ints(p.zb), zy = ints(p.zy), lo = ints(p.lo), hi = ints(p.hi);
-  const Floats m = floats(p.m);
-  const bool flat = side_by_side(a) && side_by_side(b) && side_by_side(y) && a.c == y.c && b.c == y.c;
-  const int64_t run = flat ? static_cast<int64_t>(y.w) * y.c : y.c;
-  for (int r = begin; r < end; ++r)
-    for (int x = 0; x < (flat ? 1 : y.w); ++x) {
-      const uint8_t *pa = pixel_at(a, r, x), *pb = pixel_at(b, r, x);
-      uint8_t* py = pixel_at(y, r, x);
-      by_sixteen(run, [&](int64_t c, auto... n) {
-        // Products stay below 2^24, so those of floats are exact.
-        const Floats product = to_floats(load_codes(pa + c, n...) - za) * to_floats(load_codes(pb + c, n...) - zb);
-        store_codes(py + c, to_codes(product * m, zy, lo, hi), n...);
-      });
-    }
-}
 
 void quantize_run(const float* x, int64_t x_step, uint8_t* y, int64_t y_step, int64_t n, float scale, int zero) {
   if (x_step != 1 || y_step != 1) return quantize_portable(x, x_step, y, y_step, n, scale, zero);

@@ -44,20 +44,37 @@ template <int P, int NV> struct Tile {
   }
   template <int... I> RW_INLINE void advance(const uint8_t** base, Indices<I...>) { ((base[I] += sizeof(float)), ...); }
 
-  RW_INLINE void run(V* acc, const uint8_t* x, int64_t step, const int32_t* tap, int taps, int k, const float* w, const float* start) {
+  // `meanwhile()` is called after every `pause` steps of k: work that does not depend on this tile and fills what the
+  // multiply-adds leave idle.
+  template <class Meanwhile>
+  RW_INLINE void run(V* acc, const uint8_t* x, int64_t step, const int32_t* tap, int taps, int k, const float* w, const float* start,
+                     int pause, const Meanwhile& meanwhile) {
     begin(acc, start, typename UpTo<P * NV>::type{});
+    int left = pause;
     for (int t = 0; t < taps; t++) {
       const uint8_t* base[kBases];
       bases(base, x + tap[t], step, typename UpTo<kBases>::type{});
-      for (int i = 0; i < k; i++) {
-        V weight[NV];
-        weight[0] = load(w);
-        if constexpr (NV > 1) weight[1] = load(w + W);
-        pixels(acc, base, step, weight, typename UpTo<P>::type{});
-        advance(base, typename UpTo<kBases>::type{});
-        w += NV * W;
+      for (int i = k; i > 0;) {
+        int stretch = smaller(i, left);
+        i -= stretch, left -= stretch;
+        do {
+          V weight[NV];
+          weight[0] = load(w);
+          if constexpr (NV > 1) weight[1] = load(w + W);
+          pixels(acc, base, step, weight, typename UpTo<P>::type{});
+          advance(base, typename UpTo<kBases>::type{});
+          w += NV * W;
+        } while (--stretch > 0);
+        if (left == 0) {
+          meanwhile();
+          left = pause;
+        }
       }
     }
+  }
+
+  RW_INLINE void run(V* acc, const uint8_t* x, int64_t step, const int32_t* tap, int taps, int k, const float* w, const float* start) {
+    run(acc, x, step, tap, taps, k, w, start, INT32_MAX, [] {});
   }
 };
 

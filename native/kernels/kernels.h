@@ -75,6 +75,7 @@ struct ConvKernel {
 };
 
 // Depthwise: weights w[kh][kw][c]; x is the pixel of tap (0, 0) of output pixel (0, 0): padding is already in the border.
+// Reading over the end and writing: as ConvShape. With stride 1 and 3x3, rows are computed in pairs: even ranges are cheaper.
 struct DepthwiseShape {
   int kh, kw, sh, sw, dh, dw, c;
   bool out_float;

@@ -1,20 +1,33 @@
-// gather, quantize, dequantize, transpose: what moves codes and floats between layouts.
-#include <cstring>
-
+// gather, quantize, dequantize, transpose: what moves codes and floats between layouts. Elements have 1 or 4 bytes.
 #include "kernels.h"
 #include "scalar.h"
 
 namespace rw {
 namespace {
 
-void gather_rows(const Image& x, const Image& y, int element_bytes, const int32_t* index, int begin, int end) {
-  const int64_t bytes = element_bytes;
+// Copies of a constant size become single instructions.
+struct One {
+  uint8_t bytes[1];
+};
+struct Four {
+  uint8_t bytes[4];
+};
+
+template <class Element>
+void gather_elements(const Image& x, const Image& y, const int32_t* index, int begin, int end) {
   for (int r = begin; r < end; ++r)
     for (int i = 0; i < y.w; ++i) {
-      const uint8_t* in = byte_at(x, r, i);
-      uint8_t* out = byte_at(y, r, i);
-      for (int c = 0; c < y.c; ++c) std::memcpy(out + c * bytes, in + index[c] * bytes, static_cast<size_t>(bytes));
+      const Element* in = reinterpret_cast<const Element*>(byte_at(x, r, i));
+      Element* out = reinterpret_cast<Element*>(byte_at(y, r, i));
+      for (int c = 0; c < y.c; ++c) out[c] = in[index[c]];
     }
+}
+
+void gather_rows(const Image& x, const Image& y, int element_bytes, const int32_t* index, int begin, int end) {
+  if (element_bytes == 1)
+    gather_elements<One>(x, y, index, begin, end);
+  else
+    gather_elements<Four>(x, y, index, begin, end);
 }
 
 void quantize_steps(const float* x, int64_t x_step, uint8_t* y, int64_t y_step, int64_t n, float scale, int zero) {
@@ -38,12 +51,19 @@ void dequantize_elements(const uint8_t* x, float* y, int64_t n, const float* sca
   for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(x[i] - zero[i]) * scale[i];
 }
 
+template <class Element>
+void transpose_as(const uint8_t* x, int64_t x_row, uint8_t* y, int64_t y_row, int rows, int columns) {
+  for (int c = 0; c < columns; ++c)
+    for (int r = 0; r < rows; ++r) reinterpret_cast<Element*>(y + c * y_row)[r] = reinterpret_cast<const Element*>(x + r * x_row)[c];
+}
+
 void transpose_elements(const void* x, int64_t x_row, void* y, int64_t y_row, int rows, int columns, int element_bytes) {
-  const int64_t bytes = element_bytes;
   const uint8_t* in = static_cast<const uint8_t*>(x);
   uint8_t* out = static_cast<uint8_t*>(y);
-  for (int c = 0; c < columns; ++c)
-    for (int r = 0; r < rows; ++r) std::memcpy(out + c * y_row + r * bytes, in + r * x_row + c * bytes, static_cast<size_t>(bytes));
+  if (element_bytes == 1)
+    transpose_as<One>(in, x_row, out, y_row, rows, columns);
+  else
+    transpose_as<Four>(in, x_row, out, y_row, rows, columns);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The AVX-512 versions of elementwise kernels, pools, resizing and moves.
+// The AVX-512 versions of tables, pools, resizing and moves.
 #include "elementwise_u8_simd.h"
 #include "pool_u8_simd.h"
 #include "transpose_x86.h"
@@ -120,8 +120,6 @@ void quantize_image_row(const float* const* planes, int channels, uint8_t* y, in
 
 }  // namespace
 
-const AddFn add_u8_avx512vnni = add_rows;
-const MulFn mul_u8_avx512vnni = mul_rows;
 const PoolFn maxpool_u8_avx512vnni = maxpool_rows;
 const PoolFn avgpool_u8_avx512vnni = avgpool_rows;
 const NearestFn nearest_avx512vnni = nearest_pixels;

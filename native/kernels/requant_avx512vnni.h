@@ -7,23 +7,11 @@
 // so weights and constants are stored in the order that makes this the natural one.
 // Multiplications and additions are separate intrinsics; the build forbids contraction (-ffp-contract=off).
 #pragma once
-// gcc 12 takes the deliberately undefined values of its own intrinsics for uninitialized variables.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
-
+#include "float_math.h"
 #include "kernels.h"
 
 namespace rw {
 namespace {
-
-#define RW_INLINE static inline __attribute__((always_inline))
 
 // The head of a packed block: what all channels share.
 struct alignas(64) RequantHead {
@@ -41,20 +29,16 @@ struct RequantChannels {
   const int32_t* zero;
 };
 
-// POLY goes in two passes, since its steps depend on each other over some 50 cycles, and a scheduler full of waiting instructions
-// stops everything behind them. Between the passes lie, per vector of accumulators:
-struct PolyValue {
-  __m512 v;        // the real value
-  __m512i segment;
-};
-
-RW_INLINE void poly_locate(const RequantHead& h, const RequantChannels& c, __m512i acc, int j, PolyValue* to) {
+// POLY goes in two passes over the accumulators of a tile, since its steps depend on each other over some 50 cycles, and a
+// scheduler full of waiting instructions stops everything behind them. The first turns accumulators into real values, which stay
+// in their registers, and writes down their segments.
+RW_INLINE __m512i poly_locate(const RequantHead& h, const RequantChannels& c, __m512i acc, int j, __m512i* segment) {
   const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(c.scale + 16 * j));
   const __m512 t = _mm512_add_ps(_mm512_mul_ps(v, _mm512_set1_ps(h.poly_a)), _mm512_set1_ps(h.poly_b));
   // The upper bound as an integer, which any pipe can do; what is too large for an unsigned one becomes the largest.
-  const __m512i segment = _mm512_cvttps_epu32(_mm512_max_ps(t, _mm512_setzero_ps()));
-  to->v = v;
-  to->segment = _mm512_min_epu32(segment, _mm512_set1_epi32(31));
+  const __m512i i = _mm512_cvttps_epu32(_mm512_max_ps(t, _mm512_setzero_ps()));
+  _mm512_store_si512(segment, _mm512_min_epu32(i, _mm512_set1_epi32(31)));
+  return _mm512_castps_si512(v);
 }
 
 // The polynomial, to be kept in registers: from memory its tables would take six loads per vector, of two per cycle.
@@ -67,14 +51,25 @@ RW_INLINE PolyTables poly_tables(const RequantHead& h) {
            _mm512_load_ps(h.poly + 64), _mm512_load_ps(h.poly + 80)}};
 }
 
-// What tiles hand to the epilogue: accumulators, or for POLY values and the tables.
+// What a tile hands to the epilogue: accumulators, or for POLY what the first pass left.
 struct Accumulators {
   __m512i acc;
 };
-struct PolyRef {
-  const PolyValue& value;
+struct PolyValue {
+  __m512i v;
+  const __m512i* segment;
   const PolyTables& tables;
 };
+
+template <EpilogueKind kind>
+RW_INLINE auto epilogue_input(__m512i a, const __m512i* segment, const PolyTables& tables) {
+  if constexpr (kind == EpilogueKind::poly) {
+    return PolyValue{a, segment, tables};
+  } else {
+    (void)segment, (void)tables;
+    return Accumulators{a};
+  }
+}
 
 // To integers with the zero point. `j` is the vector's place in the block. The zero point is added in 32 bits, where nothing
 // saturates yet: the result is the same, and vpaddd runs beside vpdpbusd where vpaddsw takes its turn.
@@ -83,9 +78,9 @@ RW_INLINE __m512i requant_round(const RequantChannels& c, const Accumulators& a,
   return _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_load_si512(c.zero + 16 * j));  // half to even, the default mode
 }
 
-RW_INLINE __m512i requant_round(const RequantChannels& c, const PolyRef& p, int j) {
-  const __m512 v = p.value.v;
-  const __m512i i = p.value.segment;
+RW_INLINE __m512i requant_round(const RequantChannels& c, const PolyValue& p, int j) {
+  const __m512 v = _mm512_castsi512_ps(p.v);
+  const __m512i i = _mm512_load_si512(p.segment);
   __m512 f = _mm512_mul_ps(_mm512_permutex2var_ps(p.tables.c[4], i, p.tables.c[5]), v);
   f = _mm512_mul_ps(_mm512_add_ps(f, _mm512_permutex2var_ps(p.tables.c[2], i, p.tables.c[3])), v);
   f = _mm512_add_ps(f, _mm512_permutex2var_ps(p.tables.c[0], i, p.tables.c[1]));

@@ -1,7 +1,5 @@
 // Transpositions in blocks: 16 x 16 bytes, 8 x 8 words of 4 bytes. What does not fill a block goes element by element.
 #pragma once
-#include <cstring>
-
 #include "codes_simd.h"
 
 namespace rw {
@@ -39,8 +37,7 @@ void transpose_8x8(const uint8_t* x, int64_t x_row, uint8_t* y, int64_t y_row) {
 void transpose_blocks(const void* x, int64_t x_row, void* y, int64_t y_row, int rows, int columns, int element_bytes) {
   const uint8_t* in = static_cast<const uint8_t*>(x);
   uint8_t* out = static_cast<uint8_t*>(y);
-  const int side = element_bytes == 1 ? 16 : element_bytes == 4 ? 8 : 0;
-  if (side == 0) return transpose_portable(x, x_row, y, y_row, rows, columns, element_bytes);
+  const int side = element_bytes == 1 ? 16 : 8;
   const int whole_rows = rows - rows % side, whole_columns = columns - columns % side;
   for (int r = 0; r < whole_rows; r += side)
     for (int c = 0; c < whole_columns; c += side) {

@@ -1,7 +1,7 @@
 // How close conv_u8 comes to the peak of vpdpbusd, per shape and epilogue, on one thread.
 //
-// Built like conv_u8_test.cc (with -mavx512f -mavx512vnni for the peak). A sample is one pass over the image. In front of each
-// stands a short loop of nothing but vpdpbusd: the peak at that moment. The figure of a shape is the median of the samples;
+// Built like conv_u8_test.cc. A sample is one pass over the image. In front of each stands a short loop of nothing but vpdpbusd:
+// the peak at that moment (0 where the CPU has none). The figure of a shape is the median of the samples;
 // "best" the fastest one; the fraction is that of the medians. `portable` and `avx2` as first argument time these paths.
 //
 // Usage: conv_u8_bench [path] [part of a shape's name]
@@ -22,9 +22,10 @@ double now_us() {
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(__x86_64__)
 // Giga-operations per second of independent vpdpbusd.
 double peak_gops() {
+  if (!__builtin_cpu_supports("avx512vnni")) return 0.0;
   constexpr long kRounds = 4000;
   const double begin = now_us();
   for (long i = 0; i < kRounds; ++i)
@@ -37,12 +38,13 @@ double peak_gops() {
   return kRounds * 12.0 * 128.0 / (now_us() - begin) / 1e3;
 }
 #else
-double peak_gops() { return 1077.0; }
+double peak_gops() { return 0.0; }
 #endif
 
 struct Shape {
   const char* name;
   int kernel, stride, cin, n, out;  // square; the input has a border
+  int gap = 0;                      // pixels between the rows of the output: its border
 };
 
 const Shape kShapes[] = {
@@ -57,7 +59,9 @@ const Shape kShapes[] = {
     {"3x3 64->64 @104", 3, 1, 64, 64, 104},     {"3x3 128->128 @52", 3, 1, 128, 128, 52},
     {"3x3 256->256 @26", 3, 1, 256, 256, 26},   {"3x3 512->512 @13", 3, 1, 512, 512, 13},
     {"stem 6x6/2 3->16 @208", 6, 2, 3, 16, 208}, {"stem 3x3/2 3->32 @112", 3, 2, 3, 32, 112},
-    {"fc 768->1000", 1, 1, 768, 1000, 1},
+    {"1x1 256->256 @13, gap", 1, 1, 256, 256, 13, 2}, {"1x1 64->64 @52, gap", 1, 1, 64, 64, 52, 2},
+    {"1x1 64->16 @52", 1, 1, 64, 16, 52},       {"1x1 64->4 @52", 1, 1, 64, 4, 52},
+    {"1x1 960->160 @7", 1, 1, 960, 160, 7},     {"fc 768->1000", 1, 1, 768, 1000, 1},
 };
 
 std::mt19937 generator(1);
@@ -85,14 +89,15 @@ struct Bench {
     poly.assign(96, 0.1f), table.resize(256);
     for (int i = 0; i < 256; ++i) table[i] = static_cast<uint8_t>(i);
     const int64_t pixel = s.n * (shape.out_float ? 4 : 1);
-    y.resize(static_cast<size_t>(s.out * s.out * pixel) + 64);
+    const int64_t y_row = (s.out + s.gap) * pixel;
+    y.resize(static_cast<size_t>(s.out * y_row) + 64);
     packed = static_cast<uint8_t*>(aligned_alloc(64, (kernel.packed_bytes(shape) + 63) / 64 * 64));
     const rw::Epilogue e = {kind,        bias.data(), nullptr, scale.data(), zero.data(), out_scale.data(), table.data(),
                             poly.data(), 2.0f,        15.0f,   0,            255,         0,                0.0f,
                             0.0f};
     kernel.pack(shape, {w.data(), e}, packed);
     auto* aligned = y.data() + (64 - reinterpret_cast<uintptr_t>(y.data()) % 64) % 64;
-    run = {x.data(), row * s.stride, s.cin * s.stride, tap.data(), packed, aligned, s.out * pixel, pixel, s.out};
+    run = {x.data(), row * s.stride, s.cin * s.stride, tap.data(), packed, aligned, y_row, pixel, s.out};
   }
   ~Bench() { free(packed); }
   Bench(const Bench&) = delete;
@@ -109,7 +114,7 @@ double median(std::vector<double> v) {
 int main(int argc, char** argv) {
   const std::string path = argc > 1 ? argv[1] : "avx512vnni", part = argc > 2 ? argv[2] : "";
   const rw::ConvKernel* kernel = &rw::conv_u8_portable;
-#if defined(ROADWORTHY_X86)
+#if defined(__x86_64__)
   if (path == "avx2") kernel = &rw::conv_u8_avx2;
   if (path == "avx512vnni") kernel = &rw::conv_u8_avx512vnni;
 #endif

@@ -1,6 +1,6 @@
 // Every path of conv_u8 against plain loops written from docs/engine.md, bit by bit.
 //
-//   g++ -std=c++17 -O2 -ffp-contract=off -DROADWORTHY_X86 -Inative native/tests/conv_u8_test.cc conv_u8_*.o -o conv_u8_test
+//   g++ -std=c++17 -O2 -ffp-contract=off -Inative native/tests/conv_u8_test.cc conv_u8_*.o -o conv_u8_test
 //
 // with the kernel files compiled as CMakeLists.txt says. Shapes are drawn at random, ragged in everything. The input ends 64
 // bytes in front of a page that must not be touched (or begins behind one), and the whole output buffer is compared, so that
@@ -61,7 +61,7 @@ struct Case {
   float poly_a, poly_b, unary_a, unary_b;
   int lo, hi, unary;
   int out_h, out_w;
-  int64_t x_row, x_pixel, y_row, y_pixel, begin, end;
+  int64_t origin, x_row, x_pixel, y_row, y_pixel, begin, end;
   size_t x_bytes, y_bytes;
 
   rw::Epilogue epilogue() const {
@@ -99,7 +99,7 @@ void draw_constants(Case& c) {
 Case draw_case() {
   Case c;
   c.kind = static_cast<EpilogueKind>(draw(0, 3));
-  const int cin = draw(0, 3) == 0 ? draw(1, 200) : 4 * draw(1, 20);
+  const int cin = draw(0, 3) == 0 ? draw(1, 200) : draw(0, 2) == 0 ? draw(1, 16) : 4 * draw(1, 20);
   const int kh = draw(1, 7), kw = cin > 40 ? draw(1, 2) : draw(1, 7), stride = draw(1, 3);
   const bool point = draw(0, 2) == 0;  // 1x1
   const int rows = point ? 1 : kh, columns = point ? 1 : kw;
@@ -109,7 +109,7 @@ Case draw_case() {
   const int pixel = cin + gap;
   c.shape.taps = merged ? rows : rows * columns;
   c.shape.k = merged ? columns * cin : cin;
-  c.shape.n = draw(0, 3) == 0 ? 16 * draw(1, 8) : draw(1, 130);
+  c.shape.n = draw(0, 3) == 0 ? 16 * draw(1, 8) : draw(0, 2) == 0 ? draw(1, 16) : draw(1, 130);
   c.shape.out_float = c.kind == EpilogueKind::real;
   c.out_w = draw(1, 40), c.out_h = draw(1, 6);
   while (static_cast<int64_t>(c.out_w) * c.out_h * c.shape.taps * c.shape.k * c.shape.n > 6000000 && c.out_h * c.out_w > 1)
@@ -123,6 +123,9 @@ Case draw_case() {
   c.x_bytes = 0;
   const int64_t last = (c.out_h - 1) * c.x_row + (c.out_w - 1) * c.x_pixel + c.tap.back() + c.shape.k;
   c.x_bytes = static_cast<size_t>(last);
+  // Taps count from anywhere, as they do where padding lies in front of the image.
+  c.origin = draw(0, 1) ? 0 : draw(0, static_cast<int>(c.tap.back()));
+  for (auto& t : c.tap) t -= static_cast<int32_t>(c.origin);
   const int64_t element = c.shape.out_float ? 4 : 1;
   c.y_pixel = c.shape.n * element + (draw(0, 1) ? 0 : element * draw(1, 20));
   c.y_row = c.out_w * c.y_pixel + (draw(0, 1) ? 0 : element * draw(1, 50));
@@ -131,9 +134,43 @@ Case draw_case() {
   c.begin = draw(0, 2) == 0 ? draw(0, static_cast<int>(pixels) - 1) : 0;
   c.end = draw(0, 2) == 0 ? draw(static_cast<int>(c.begin), static_cast<int>(pixels)) : pixels;
   c.w.resize(static_cast<size_t>(c.shape.n) * c.shape.taps * c.shape.k);
-  c.unary = 0, c.unary_a = 0.0f, c.unary_b = 0.0f;
+  c.unary = draw(0, 1) ? 0 : draw(0, 9), c.unary_a = draw_float(-0.5f, 0.4f), c.unary_b = draw_float(0.4f, 1.5f);
   draw_constants(c);
   return c;
+}
+
+// The float32 sequences of docs/engine.md, one rounding per operation.
+float exp_sequence(float x) {
+  x = std::fmin(std::fmax(x, -87.0f), 88.0f);
+  const float k = std::nearbyint(x * 1.44269504f);
+  float r = x - k * 0.693359375f;
+  r = r - k * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+    p = p * r;
+    p = p + c;
+  }
+  float e = p * (r * r);
+  e = e + r;
+  e = e + 1.0f;
+  return std::ldexp(e, static_cast<int>(k));
+}
+
+float sigmoid_sequence(float x) { return 1.0f / (1.0f + exp_sequence(-x)); }
+
+float unary_sequence(int function, float x, float a, float b) {
+  switch (function) {
+    case 1: return std::fmax(x, 0.0f);
+    case 2: return std::fmin(std::fmax(x, a), b);
+    case 3: return x > 0.0f ? x : x * a;
+    case 4: return sigmoid_sequence(x);
+    case 5: return x * sigmoid_sequence(x);
+    case 6: return std::fmin(std::fmax(x * a + b, 0.0f), 1.0f);
+    case 7: return x * std::fmin(std::fmax(x * 0.16666667f + 0.5f, 0.0f), 1.0f);
+    case 8: return 2.0f * sigmoid_sequence(2.0f * x) - 1.0f;
+    case 9: return exp_sequence(x);
+    default: return x;
+  }
 }
 
 float exact_rint(float x) { return std::nearbyint(x); }
@@ -146,7 +183,8 @@ int saturate(float rounded, int zero, int lo, int hi) {
 void expect_value(const Case& c, int n, int32_t acc, uint8_t* y) {
   const float v = static_cast<float>(acc) * c.scale[n];
   if (c.kind == EpilogueKind::real) {
-    memcpy(y, &v, 4);
+    const float u = unary_sequence(c.unary, v, c.unary_a, c.unary_b);
+    memcpy(y, &u, 4);
   } else if (c.kind == EpilogueKind::linear) {
     *y = static_cast<uint8_t>(saturate(exact_rint(v), c.zero[n], c.lo, c.hi));
   } else if (c.kind == EpilogueKind::table) {
@@ -218,7 +256,7 @@ int main(int argc, char** argv) {
     const ConvKernel* kernel;
   };
   std::vector<Path> paths = {{"portable", &rw::conv_u8_portable}};
-#if defined(ROADWORTHY_X86)
+#if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2")) paths.push_back({"avx2", &rw::conv_u8_avx2});
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
     paths.push_back({"avx512vnni", &rw::conv_u8_avx512vnni});
@@ -230,9 +268,10 @@ int main(int argc, char** argv) {
     const bool at_end = draw(0, 2) != 0;
     const Fenced x(c.x_bytes + 64, at_end);
     std::vector<uint8_t> expected(c.y_bytes, 0xa5);
-    expect(c, x.data, expected);
+    const uint8_t* origin = x.data + c.origin;
+    expect(c, origin, expected);
     for (const Path& path : paths)
-      if (!check(*path.kernel, path.name, c, x.data, expected)) ++bad;
+      if (!check(*path.kernel, path.name, c, origin, expected)) ++bad;
     outputs += (c.end - c.begin) * c.shape.n;
   }
   printf("conv_u8: %d cases, %lld outputs, paths:", cases, outputs);

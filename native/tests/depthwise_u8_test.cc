@@ -24,7 +24,8 @@ struct Case {
   std::vector<float> scale, out_scale, poly;
   std::vector<uint8_t> table;
   float poly_a, poly_b;
-  int lo, hi;
+  int lo, hi, unary;
+  float unary_a, unary_b;
 };
 
 void draw_constants(Case& c) {
@@ -49,6 +50,8 @@ void draw_constants(Case& c) {
   c.poly_a = draw_float(0.5f, 4.0f), c.poly_b = draw_float(0.0f, 31.0f);
   c.lo = draw(0, 1) ? 0 : draw(0, 120);
   c.hi = draw(0, 1) ? 255 : draw(130, 255);
+  c.unary = c.kind == EpilogueKind::real ? draw(0, 2) : 0;  // none, relu, clip(a, b)
+  c.unary_a = draw_float(-3.0f, 0.0f), c.unary_b = draw_float(0.0f, 3.0f);
 }
 
 Case draw_case() {
@@ -94,7 +97,8 @@ uint8_t saturated(float rounded, int zero, int lo, int hi) {
 void expect_one(const Case& c, int ch, int64_t acc, uint8_t* y) {
   const float v = static_cast<float>(static_cast<int32_t>(acc)) * c.scale[ch];
   if (c.kind == EpilogueKind::real) {
-    std::memcpy(y, &v, 4);
+    const float clipped = std::fmin(std::fmax(v, c.unary_a), c.unary_b), f = c.unary == 0 ? v : c.unary == 1 ? std::fmax(v, 0.0f) : clipped;
+    std::memcpy(y, &f, 4);
   } else if (c.kind == EpilogueKind::linear) {
     *y = saturated(std::nearbyint(v), c.zero[ch], c.lo, c.hi);
   } else if (c.kind == EpilogueKind::table) {
@@ -127,8 +131,8 @@ bool check(rw::Isa isa, const Case& c, const uint8_t* x, const std::vector<uint8
   uint8_t* packed = static_cast<uint8_t*>(aligned_alloc(64, room));
   std::memset(packed, 0x5a, room);
   const rw::Epilogue e = {c.kind,          c.bias.data(), nullptr,  c.scale.data(), c.zero.data(), c.out_scale.data(), c.table.data(),
-                          c.poly.data(),   c.poly_a,      c.poly_b, c.lo,           c.hi,          0,                  0.0f,
-                          0.0f};
+                          c.poly.data(),   c.poly_a,      c.poly_b, c.lo,           c.hi,          c.unary,            c.unary_a,
+                          c.unary_b};
   kernel.pack(c.shape, {c.w.data(), e}, packed);
   bool good = true;
   for (size_t i = bytes; i < room; ++i) good = good && packed[i] == 0x5a;

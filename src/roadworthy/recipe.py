@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from roadworthy.data.samples import Samples, prefetch
 from roadworthy.errors import InputError
+from roadworthy.model.encoding import Encoding
 from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.optimize import fold
@@ -21,11 +24,14 @@ from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.observers import OBSERVERS
 from roadworthy.quantize.place import Placement, place
 from roadworthy.quantize.quantize import activation_encodings, incompatible_merges, quantize_units
+from roadworthy.quantize.readers import Key, encodings_by_readers
 from roadworthy.quantize.refine import refine
 from roadworthy.quantize.statistics import Statistics
 from roadworthy.run.targets import TARGETS
 
 VERSION = 1
+RANGE_IMAGES = 8
+"""Images on which the layers behind a value are tried with its candidate ranges."""
 Progress = Callable[[int], None]
 
 
@@ -37,6 +43,7 @@ class Calibration:
     """The statistics of one float graph on one set of images; made once and shared by all steps and candidates."""
 
     _kept: dict[tuple[str, str, str], dict[str, Statistics]] = {}  # noqa: RUF012 - one entry, replaced
+    _ranges: dict[tuple[str, str, str], dict[Key, Encoding]] = {}  # noqa: RUF012 - likewise
 
     @classmethod
     def of(
@@ -73,6 +80,22 @@ class Calibration:
         return known
 
     @classmethod
+    def few(cls, model: Model, samples: Samples) -> Callable[[], Iterable[NDArray]]:
+        """Input tensors of the first RANGE_IMAGES images, made when they are asked for."""
+        if model.task is None:
+            raise InputError("calibration needs the task of the model; give it with --task")
+        preprocess = model.task.preprocess
+        return lambda: (preprocess(s.image())[0] for s in samples.take(min(RANGE_IMAGES, len(samples)), 0))
+
+    @classmethod
+    def ranges(cls, model: Model, samples: Samples) -> dict[Key, Encoding]:
+        """What `encodings_by_readers` has found on these images so far; to be added to."""
+        key = cls._key(model, samples)
+        if key not in cls._ranges:
+            cls._ranges = {key: {}}
+        return cls._ranges[key]
+
+    @classmethod
     def put(cls, model: Model, samples: Samples, known: dict[str, Statistics]) -> None:
         """Use statistics that an earlier, interrupted run left behind."""
         cls._kept = {cls._key(model, samples): known}
@@ -96,7 +119,8 @@ class Fold:
 class Quantize:
     """Put the layers that a target runs in int8 into int8; store the weights of the others as integers.
 
-    target: a key of TARGETS.   observer, weight_observer: keys of OBSERVERS ("minmax" or "mse" for weights).
+    target: a key of TARGETS.   observer, weight_observer: keys of OBSERVERS ("minmax" or "mse" for weights). On a
+    target that is `whole`, "mse" is the error behind the layers that read a value (quantize/readers.py).
     keep_float: names of layers that compute in float.   wide: names of layers among them whose weights are stored
     with 16 bits instead of 8.   float_weights: names of layers whose weights are not touched at all.
     """
@@ -114,6 +138,10 @@ class Quantize:
         statistics = Calibration.of(model, samples, placement.observed, channels=placement.channels)
         activations = activation_encodings(placement, statistics, target, self.observer)
         if target.whole:
+            if self.observer == "mse":
+                images = Calibration.few(model, samples)
+                known = Calibration.ranges(model, samples)
+                activations = encodings_by_readers(model, placement, statistics, activations, images, known)
             activations = refine(model, placement, statistics, activations)
         store = {n: 16 if n in self.wide else 8 for n in placement.why_float if n not in set(self.float_weights)}
         return quantize_units(model, placement, activations, self.weight_observer, store)
@@ -124,7 +152,7 @@ class Quantize:
         keep = frozenset(self.keep_float) | frozenset(self.float_weights) | frozenset(self.wide)
         target = TARGETS[self.target]
         first = place(model.ir, target, keep)
-        if target.whole:
+        if target.whole:  # what differs in range is translated from code to code
             return first
         statistics = Calibration.of(model, samples, first.observed)
         apart = incompatible_merges(first, statistics)

@@ -149,7 +149,8 @@ def encoding_of_ranges(lo: NDArray, hi: NDArray, spec: QuantSpec) -> Encoding:
     lo, hi = np.minimum(lo, 0.0).astype(np.float64), np.maximum(hi, 0.0).astype(np.float64)
     span = hi - lo
     short = np.maximum(span.max() * CHANNEL_FLOOR - span, 0.0)
-    scale, zero = scales_of_ranges(lo - short / 2, hi + short / 2, spec)
+    below = -lo / np.maximum(span, _TINY)  # a range behind a ReLU stays at zero: all channels keep one zero point
+    scale, zero = scales_of_ranges(lo - short * below, hi + short * (1 - below), spec)
     return Encoding(scale, zero, spec.bits, spec.signed, spec.axis)
 
 

@@ -48,7 +48,7 @@ def calibrate(
         name: Statistics(axes.get(name, 1 if name in per_channel else None), name in counted, name in per_channel)
         for name in dict.fromkeys((*values, *axes, *per_channel))
     }
-    readers = _readers(model, [v for v in statistics if v != model.input_name], threads)
+    readers = tap_readers(model, [v for v in statistics if v != model.input_name], threads)
     workers = threads or min(os.cpu_count() or 1, 8)
     seen = 0
     with ThreadPoolExecutor(workers, thread_name_prefix="statistics") as pool:
@@ -92,7 +92,7 @@ def _update(statistics: Mapping[str, Statistics], found: Mapping[str, NDArray], 
     return None
 
 
-def _readers(model: Model, names: Sequence[str], threads: int) -> list[TapReader]:
+def tap_readers(model: Model, names: Sequence[str], threads: int = 0) -> list[TapReader]:
     """Readers for all named values, each of at most MAX_TAPPED numbers (or one value), over one shared memory.
 
     Raises KeyError for a name that the graph does not have, or whose shape is not known.

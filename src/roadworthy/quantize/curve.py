@@ -30,7 +30,7 @@ class Curve:
             [numpy_helper.from_array(a, n) for n, a in constants.items() if a is not None],
         )
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", g.opset(ir))])
-        proto.ir_version = 8
+        proto.ir_version = 10
         self._x, self._y = x, y
         self._runner = OrtRunner(proto.SerializeToString(), 1)
 

@@ -7,9 +7,10 @@ Concat          an input shares the encoding of the result, and is then written 
 Activation      a layer gets a table, and its value p in front of the activation f codes of its own, where
 
                     E (y(f(p')) - f(p))^2  <=  TABLE * E (y(f(p)) - f(p))^2        p' = p rounded, y() = rounding to
-                                                                                   the codes of the result
-
-                with the range of p' that makes the left side least; else f is computed on the accumulator.
+                    max over lo..hi of |y(f(p')) - y(f(p))|  <=  1 code             the codes of the result, f cut
+                                                                                   to their range
+                with the range of p' that makes the first left side least; else f is computed on the accumulator.
+                The maximum as well, because a mean forgets the few large values, and those are the objects.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from roadworthy.data.preprocess import Preprocess
 from roadworthy.model import graph as g
-from roadworthy.model.encoding import Encoding, QuantSpec, encoding_of_range, scales_of_ranges
+from roadworthy.model.encoding import Encoding, QuantSpec, scales_of_ranges
 from roadworthy.model.model import Model
 from roadworthy.model.units import Unit, units
 from roadworthy.quantize.curve import Curve
@@ -29,7 +30,9 @@ from roadworthy.quantize.place import Placement, before_activation
 from roadworthy.quantize.statistics import Statistics
 
 SHARE = 4.0
-TABLE = 4.0
+TABLE = 3.0
+MOST_CODES = 1
+ACROSS = 512
 SPEC = QuantSpec()
 
 
@@ -127,26 +130,34 @@ def table_encoding(
 ) -> Encoding | None:
     """The encoding of the value in front of a unit's activation, or None where a table would lose too much.
 
-    result: the encoding of the unit's output.
+    result: the encoding of the unit's output.   most: by what factor a table may raise the expected error.
     """
     used = stats.hist > 0
-    if not used.any():
+    if most < 1 or not used.any():
         return None
-    weights, centres = stats.hist[used] / stats.hist.sum(), np.clip(stats.centres[used], stats.lo, stats.hi)
+    # The histogram's bins with their weights, and the whole range with none: there only the largest error counts.
+    centres = np.concatenate(
+        [np.clip(stats.centres[used], stats.lo, stats.hi), np.linspace(stats.lo, stats.hi, ACROSS)]
+    )
+    weights = np.concatenate([stats.hist[used] / max(stats.hist.sum(), 1.0), np.zeros(ACROSS)])
     curve = Curve(model.ir, unit, before_activation(unit))
-    true = curve(centres)
-    exact = float(np.square(result.fake(true) - true) @ weights)
+    # What the result cuts off is lost with a table or without, and would hide what the table adds.
+    true = np.clip(curve(centres), *result.range)
+    wanted = result.quantize(true).astype(np.int64)
+    exact = float(np.square(result.dequantize(wanted) - true) @ weights)
     lo, hi = min(stats.lo, 0.0), max(stats.hi, 0.0)
-    best, a, b = np.inf, 1.0, 1.0
-    still = np.ones_like(FACTORS)
-    for lows, highs in ((FACTORS, still), (still, FACTORS), (FACTORS, still)):
-        below, above = (lows if lows is not still else a * still), (highs if highs is not still else b * still)
-        scale, zero = scales_of_ranges(lo * below, hi * above, SPEC)
-        values = (np.arange(256) - zero[:, None]) * scale[:, None].astype(np.float64)  # ranges, codes
-        table = result.fake(curve(values))
-        codes = np.clip(np.rint(centres / scale[:, None]) + zero[:, None], 0, 255).astype(np.int64)
-        errors = np.square(np.take_along_axis(table, codes, 1) - true) @ weights
+    below, above = (a.reshape(-1) for a in np.meshgrid(FACTORS[::3], FACTORS[::3]))
+    best: Encoding | None = None
+    least = np.inf
+    for part in np.array_split(np.arange(len(below)), max(len(below) // 64, 1)):
+        scale, zero = scales_of_ranges(lo * below[part], hi * above[part], SPEC)
+        steps, zeros = scale.astype(np.float64)[:, None], zero[:, None]
+        table = result.quantize(curve((np.arange(256) - zeros) * steps)).astype(np.int64)  # ranges, codes
+        codes = np.clip(np.rint(centres / steps) + zeros, 0, 255).astype(np.int64)
+        made = np.take_along_axis(table, codes, 1)
+        worst = np.abs(made - wanted).max(1)
+        errors = np.where(worst <= MOST_CODES, np.square(result.dequantize(made) - true) @ weights, np.inf)
         k = int(errors.argmin())
-        if errors[k] < best:
-            best, a, b = float(errors[k]), float(below[k]), float(above[k])
-    return encoding_of_range(lo * a, hi * b, SPEC) if best <= most * exact else None
+        if errors[k] < least:
+            least, best = float(errors[k]), Encoding(scale[k], zero[k])
+    return best if least <= most * exact else None

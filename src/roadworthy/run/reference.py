@@ -92,7 +92,10 @@ class ReferenceRunner:
             if array is None:
                 return None
             encoding = self.encodings.get(name)
-            self._constants[name] = array if encoding is None else encoding.dequantize(narrow_codes(array, encoding))
+            if encoding is not None:
+                codes = narrow_codes(array, encoding) if encoding.signed else encoding.quantize(array)
+                array = encoding.dequantize(codes)
+            self._constants[name] = array
         return self._constants[name]
 
     def layer(self, unit: Unit) -> tuple[ar.Epilogue, NDArray[np.int8]]:
@@ -247,10 +250,12 @@ def _move(state: _State, operation: ar.Operation) -> None:
     if node.op_type == "Pad":  # its number would have to become a code; quantizing again gives the same codes
         _float_node(state, node)
         return
-    x, _ = state.operand(node.inputs[0])
+    x, source = state.operand(node.inputs[0])
     for value, codes in zip(node.outputs, ops.run_node(node, [x, *(state.real(v) for v in node.inputs[1:])])):
-        if g.is_read(value):
+        if state.encodings.get(str(value.name)) == source:
             state.put_codes(value, codes)
+        else:  # a part that nobody reads, but a tap may
+            state.put(value, source.dequantize(codes))
 
 
 def _linear(state: _State, operation: ar.Operation) -> None:

@@ -1,8 +1,8 @@
 """What makes a unit compute in integers, and the constants with which its accumulators become results.
 
     acc[c] = sum_k x[k] * w[c, k] + bias[c]        x: u8 codes, w: s8 codes, acc: int32
-    bias[c] = clamp(rint(b[c] / (s_x s_w[c])), -2^30, 2^30) - sum_k z_x[k] w[c, k]
-    scale[c] = s_x s_w[c]
+    bias[c] = clamp(rint(b[c] / scale[c]), -2^30, 2^30) - sum_k z_x[k] w[c, k]
+    scale[c] = s_x s_w[c], rounded to float32
 
 Kinds of epilogue, chosen by what is encoded (p: the value in front of the activation, y: the unit's output):
 linear  q = clamp(rint(acc * scale / s_y) + z_y, lo, hi)
@@ -204,8 +204,8 @@ def _bias_and_scale(unit: Unit, source: Encoding, weight: Encoding) -> tuple[I32
     taps = codes.sum((0, 1)) if is_depthwise(unit) else codes.sum((1, 2, 3))
     real = unit_bias(unit)
     assert real is not None
-    product = s_x.astype(np.float64) * s_w.astype(np.float64)
-    steps = np.clip(np.rint(real / product), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int64)
+    # By the rounded scale, as Q/DQ files store biases: a model that comes back from one has the same bias.
+    steps = np.clip(np.rint(real / scale.astype(np.float64)), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int64)
     folded = steps - source.zero_point * taps
     return np.clip(folded, -ACC_LIMIT, ACC_LIMIT - 1).astype(np.int32), scale  # clipped only where it is refused
 

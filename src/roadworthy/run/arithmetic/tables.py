@@ -40,8 +40,8 @@ class MulConstants:
 
 
 def quantize_exact(x: NDArray[Any], target: Encoding) -> NDArray[np.int64]:
-    """Codes of float64 values with one scale per tensor, worked out in float64. What is not a number becomes 0."""
-    codes = np.rint(np.nan_to_num(x, nan=0.0) / float(target.scale)) + int(target.zero_point)
+    """Codes of float64 values with one scale per tensor, worked out in float64. NaN has the code of zero."""
+    codes = np.rint(np.nan_to_num(x, nan=0.0, posinf=3e38, neginf=-3e38) / float(target.scale)) + int(target.zero_point)
     return np.clip(codes, target.qmin, target.qmax).astype(np.int64)
 
 
