@@ -192,22 +192,19 @@ inline __m512i weigh(__m512i pairs, const Step& step, int half) {
   return _mm512_srli_epi32(_mm512_madd_epi16(pairs, _mm512_loadu_si512(step.weight[half])), 4);
 }
 
-void row(const ResizeShape& s, const void* packed, const uint8_t* x, int16_t* y) {
-  const Window window = static_cast<const Head*>(packed)->window;
-  const Step* step = reinterpret_cast<const Step*>(static_cast<const char*>(packed) + sizeof(Head));
-  const int count = steps(s);
-  if (window == none) return resize_u8_avx2.row(s, step, x, y);
+template <Window window>
+void row_by(const Step* step, int count, const uint8_t* x, int16_t* y) {
   for (int k = 0; k < count; ++k, ++step, y += 32) {
     const uint8_t* from = x + step->base[0];
     const __m512i i0 = _mm512_loadu_si512(step->index[0]), i1 = _mm512_loadu_si512(step->index[1]);
     __m512i a = _mm512_maskz_loadu_epi8(step->inside[0], from), first, second;
-    if (window == narrow) {
+    if constexpr (window == narrow) {
       first = _mm512_maskz_permutexvar_epi8(kLowBytes, i0, a);
       second = _mm512_maskz_permutexvar_epi8(kLowBytes, i1, a);
     } else {
       __m512i b = _mm512_maskz_loadu_epi8(step->inside[1], from + 64);
       first = _mm512_maskz_permutex2var_epi8(kLowBytes, a, i0, b);
-      if (window == split) {
+      if constexpr (window == split) {
         from = x + step->base[1];
         a = _mm512_maskz_loadu_epi8(step->inside[2], from);
         b = _mm512_maskz_loadu_epi8(step->inside[3], from + 64);
@@ -216,13 +213,23 @@ void row(const ResizeShape& s, const void* packed, const uint8_t* x, int16_t* y)
     }
     first = weigh(first, *step, 0);
     second = weigh(second, *step, 1);
-    if (window == split) {
+    if constexpr (window == split) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_cvtepi32_epi16(first));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + 16), _mm512_cvtepi32_epi16(second));
     } else {
       _mm512_storeu_si512(y, _mm512_packus_epi32(first, second));
     }
   }
+}
+
+void row(const ResizeShape& s, const void* packed, const uint8_t* x, int16_t* y) {
+  const Window window = static_cast<const Head*>(packed)->window;
+  const Step* step = reinterpret_cast<const Step*>(static_cast<const char*>(packed) + sizeof(Head));
+  const int count = steps(s);
+  if (window == narrow) return row_by<narrow>(step, count, x, y);
+  if (window == wide) return row_by<wide>(step, count, x, y);
+  if (window == split) return row_by<split>(step, count, x, y);
+  resize_u8_avx2.row(s, step, x, y);
 }
 
 void blend(const int16_t* a, const int16_t* b, int wa, int wb, uint8_t* y, int64_t n) {

@@ -184,7 +184,7 @@ def test_yolox_on_photographs(assets: Path) -> None:
     task = Task(Preprocess((416, 416)), DecodeSpec("yolox", 80, (416, 416), (8, 16, 32), score_threshold=0.3))
     model = in_int8(load(assets / "models" / "yolox_nano.onnx", task))
     detector, runner = Detector(lower(model).to_bytes(), 2), ReferenceRunner(model)
-    for path in sorted((assets / "coco/images/val").glob("*.jpg"))[:2]:
+    for path in sorted((assets / "coco/images/val").glob("*.jpg"))[:1]:
         image = cv2.imread(str(path))
         tensor, geometry = task.preprocess(image)
         expected = decode.detect(runner.run({model.input_name: tensor}), task.decode, geometry.to_image)
