@@ -4,7 +4,8 @@
 //
 // with the kernel files compiled as CMakeLists.txt says. Shapes are drawn at random, ragged in everything. The input ends 64
 // bytes in front of a page that must not be touched (or begins behind one), and the whole output buffer is compared, so that
-// a byte written between channels, pixels or rows, or outside of the range, is seen.
+// a byte written between channels, pixels or rows, or outside of the range, is seen. In front of the random shapes come rows of
+// pixels at every small distance, for kernels that load several pixels at once.
 //
 // Usage: conv_u8_test [cases] [seed]
 #include <sys/mman.h>
@@ -139,6 +140,24 @@ Case draw_case() {
   return c;
 }
 
+// One row of pixels at any small distance, which ends where reading must end.
+Case draw_close(int pixel, int k) {
+  Case c;
+  c.kind = static_cast<EpilogueKind>(draw(0, 2));
+  c.shape = {1, k, draw(0, 1) ? 16 : draw(1, 40), false};
+  c.out_w = draw(8, 40), c.out_h = 1;
+  c.tap = {0};
+  c.origin = 0, c.x_pixel = pixel, c.x_row = static_cast<int64_t>(c.out_w) * pixel;
+  c.x_bytes = static_cast<size_t>((c.out_w - 1) * c.x_pixel + k);
+  c.y_pixel = c.shape.n + draw(0, 1) * draw(1, 9), c.y_row = c.out_w * c.y_pixel;
+  c.y_bytes = static_cast<size_t>(c.y_row);
+  c.begin = 0, c.end = c.out_w;
+  c.w.resize(static_cast<size_t>(c.shape.n) * k);
+  c.unary = 0, c.unary_a = 0.0f, c.unary_b = 0.0f;
+  draw_constants(c);
+  return c;
+}
+
 // The float32 sequences of docs/engine.md, one rounding per operation.
 float exp_sequence(float x) {
   x = std::fmin(std::fmax(x, -87.0f), 88.0f);
@@ -263,9 +282,10 @@ int main(int argc, char** argv) {
 #endif
   int bad = 0;
   long long outputs = 0;
-  for (int i = 0; i < cases && bad < 10; ++i) {
-    const Case c = draw_case();
-    const bool at_end = draw(0, 2) != 0;
+  constexpr int kClose = 40 * 40;  // pixels 1 to 40 bytes apart, taps of 1 to 40
+  for (int i = 0; i < kClose + cases && bad < 10; ++i) {
+    const Case c = i < kClose ? draw_close(i / 40 + 1, i % 40 + 1) : draw_case();
+    const bool at_end = i < kClose || draw(0, 2) != 0;
     const Fenced x(c.x_bytes + 64, at_end);
     std::vector<uint8_t> expected(c.y_bytes, 0xa5);
     const uint8_t* origin = x.data + c.origin;
@@ -274,7 +294,7 @@ int main(int argc, char** argv) {
       if (!check(*path.kernel, path.name, c, origin, expected)) ++bad;
     outputs += (c.end - c.begin) * c.shape.n;
   }
-  printf("conv_u8: %d cases, %lld outputs, paths:", cases, outputs);
+  printf("conv_u8: %d cases, %lld outputs, paths:", kClose + cases, outputs);
   for (const Path& path : paths) printf(" %s", path.name);
   printf(": %s\n", bad ? "FAILED" : "all equal");
   return bad ? 1 : 0;
