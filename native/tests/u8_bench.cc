@@ -137,11 +137,13 @@ void bench_pools(rw::Isa isa, int n) {
       const Dense x(112, 112, c), y(56, 56, c);
       char name[64];
       snprintf(name, sizeof name, "maxpool_u8 %dx%d stride 2, 112x112x%d", k, k, c);
-      report(isa, name, 1.25 * 112 * 112 * c, measure(n, [&] { maxpool_u8_on(isa)(x.image, y.image, {k, k, 2, 2, k / 3, k / 3, false, 0, 0, nullptr}, 0, 56); }));
+      const rw::PoolParams p = {k, k, 2, 2, k / 3, k / 3, false, 0, 0, nullptr};
+      report(isa, name, 1.25 * 112 * 112 * c, measure(n, [&] { maxpool_u8_on(isa)(x.image, y.image, p, 0, 56); }));
     }
   const Dense x(7, 7, 1280), y(1, 1, 1280), wide(56, 56, 64), half(28, 28, 64);
   const std::vector<float> m(50, 0.02f);
-  report(isa, "avgpool_u8 global, 7x7x1280", 7 * 7 * 1280, measure(n, [&] { avgpool_u8_on(isa)(x.image, y.image, {7, 7, 1, 1, 0, 0, false, 3, 5, m.data()}, 0, 1); }));
+  report(isa, "avgpool_u8 global, 7x7x1280", 7 * 7 * 1280,
+         measure(n, [&] { avgpool_u8_on(isa)(x.image, y.image, {7, 7, 1, 1, 0, 0, false, 3, 5, m.data()}, 0, 1); }));
   report(isa, "avgpool_u8 2x2 stride 2, 56x56x64", 1.25 * 56 * 56 * 64,
          measure(n, [&] { avgpool_u8_on(isa)(wide.image, half.image, {2, 2, 2, 2, 0, 0, false, 3, 5, m.data()}, 0, 28); }));
 }
