@@ -43,6 +43,10 @@ class Network(Builder):
         kind, shape = str(self.one_of(ACTIVATIONS)), self.shapes[c]
         if kind == "tanh":
             return self.add("Tanh", [c], shape)
+        if kind == "hardswish" and self.chance(50):  # from its parts
+            three, six, zero = (self.constant(v) for v in (3.0, 6.0, 0.0))
+            clipped = self.add("Clip", [self.add("Add", [c, three], shape), zero, six], shape)
+            return self.add("Div", [self.add("Mul", [c, clipped], shape), six], shape)
         if kind == "elu":
             return self.add("Elu", [c], shape, alpha=0.7)
         if kind == "gelu":
@@ -50,6 +54,15 @@ class Network(Builder):
         if kind == "hs":
             return self.add("HardSigmoid", [c], shape, alpha=0.3, beta=0.4)
         return self.activation(c, kind)
+
+    def focus(self) -> str:
+        """Four samplings of the image side by side, as some detectors begin."""
+        _, c, h, w = self.shapes["x"]
+        parts = []
+        for top, left in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            where = [self.constant(v, np.int64) for v in ([top, left], [h, w], [2, 3], [2, 2])]
+            parts.append(self.add("Slice", ["x", *where], (1, c, (h - top + 1) // 2, (w - left + 1) // 2)))
+        return self.add("Concat", parts, (1, 4 * c, h // 2, w // 2), axis=1)
 
     def conv(self, source: str) -> str:
         c = self.shapes[source][1]
@@ -196,9 +209,11 @@ class Network(Builder):
         rows = self.add("Transpose", [flat], (1, h * w, out), perm=[0, 2, 1])
         if kind == 2:
             return self.add("Softmax", [rows], (1, h * w, out), axis=-1)
-        scaled = self.add(
-            "Exp", [self.add("Mul", [rows, self.weight(h * w, 1, scale=0.3)], (1, h * w, out))], (1, h * w, out)
-        )
+        # Boxes from offsets, as a detector decodes them.
+        shape = (1, h * w, out)
+        moved = self.add(self.one_of(("Add", "Sub", "Max", "Min")), [rows, self.weight(h * w, out)], shape)  # type: ignore[arg-type]
+        sized = self.add("Exp", [self.add("Mul", [rows, self.weight(h * w, 1, scale=0.3)], shape)], shape)
+        scaled = self.add("Div", [moved, sized], shape) if self.chance(30) else self.add("Add", [moved, sized], shape)
         return self.add("Concat", [scaled, rows], (1, h * w, 2 * out), axis=-1)
 
 
@@ -215,7 +230,8 @@ def random_int8_model(seed: int | Choose, exact: bool = True) -> Model:
     else:
         choose = seed
     made = Network(choose, choose(1000))
-    value = made.conv("x")
+    even = made.shapes["x"][2] % 2 == 0 and made.shapes["x"][3] % 2 == 0
+    value = made.conv(made.focus() if even and choose(4) == 0 else "x")
     for _ in range(1 + choose(11)):
         free = [n for n, s in made.shapes.items() if len(s) == 4 and n not in made.hidden()]
         value = made.step(value if choose(3) else free[choose(len(free))])

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from random_int8 import feeds, random_int8_model
 from roadworthy.model import graph as g
@@ -76,6 +78,16 @@ def compare(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_network(seed: int):
     compare(seed)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_exact_models_take_no_sums_in_float(data: st.DataObject):
+    model = random_int8_model(lambda n: data.draw(st.integers(0, n - 1)))
+    for operation in ar.operations(model):
+        sums = {"Conv", "Gemm", "MatMul", "AveragePool", "GlobalAveragePool"} & {n.op_type for n in operation.nodes}
+        assert operation.form != "float" or not sums, operation.refusal
+    assert all(np.isfinite(v).all() for v in ReferenceRunner(model).run(feeds(model)).values())
 
 
 @pytest.mark.parametrize("seed", SEEDS)
