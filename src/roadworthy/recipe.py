@@ -7,7 +7,7 @@ bytes. Steps that look at images share one calibration pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from roadworthy.quantize.quantize import activation_encodings, incompatible_merg
 from roadworthy.quantize.readers import Key, encodings_by_readers
 from roadworthy.quantize.refine import refine
 from roadworthy.quantize.statistics import Statistics
+from roadworthy.run.arithmetic import int8_refusal
 from roadworthy.run.targets import TARGETS
 
 VERSION = 1
@@ -134,6 +135,22 @@ class Quantize:
 
     def __call__(self, model: Model, samples: Samples) -> Model:
         placement = self.placement(model, samples)
+        made = self._encode(model, samples, placement)
+        if not TARGETS[self.target].whole:
+            return made
+        # What the engine would refuse (a sum that could overflow, say) is known only now; it computes in float.
+        while refused := {
+            u.name: reason
+            for u in units(made.ir)
+            if u.name in placement.int8 and (reason := int8_refusal(u, made.encodings)) is not None
+        }:
+            keep = frozenset(placement.why_float) | frozenset(refused)
+            again = place(model.ir, TARGETS[self.target], keep)
+            placement = replace(again, why_float={**again.why_float, **placement.why_float, **refused})
+            made = self._encode(model, samples, placement)
+        return made
+
+    def _encode(self, model: Model, samples: Samples, placement: Placement) -> Model:
         target = TARGETS[self.target]
         statistics = Calibration.of(model, samples, placement.observed, channels=placement.channels)
         activations = activation_encodings(placement, statistics, target, self.observer)

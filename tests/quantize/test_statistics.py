@@ -156,3 +156,37 @@ def test_ranges_double_rather_than_follow():
         stats.update(np.array([-size, size], np.float32))
         limits.append((stats.hist_lo, stats.hist_hi))
     assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in pairwise(limits))
+
+
+@pytest.mark.parametrize("kind", ["steady", "growing", "shrinking", "one sided"])
+def test_every_channel_alone(kind: str):
+    parts = [b * np.array([1, 0, 100, 0.01], np.float32).reshape(1, 4, 1, 1) for b in batches(kind)]
+    stats = Statistics(channel_axis=1, per_channel=True)
+    for part in parts:
+        stats.update(part)
+    every = np.concatenate([p.reshape(4, -1) for p in parts], 1)
+    for c, one in enumerate(stats.each_channel()):
+        assert (one.lo, one.hi) == (float(every[c].min()), float(every[c].max()))
+        assert 380 < one.hist.sum() == one.count <= 3 * 512
+        assert one.hist_lo < one.lo and one.hist_hi > one.hi
+        # The standard error of the median of n values with spread s is at most about 1.25 s / sqrt(n); four of them.
+        median = one.centres[np.searchsorted(np.cumsum(one.hist) / one.count, 0.5)]
+        width = one.centres[1] - one.centres[0]
+        assert abs(median - np.median(every[c])) <= width + 4 * 1.25 * every[c].std() / np.sqrt(one.count)
+
+
+def test_channels_survive_a_file_and_do_not_grow_with_the_images():
+    stats = Statistics(channel_axis=1, per_channel=True)
+    for part in batches("growing"):
+        stats.update(part)
+    before = stats.channels
+    assert before is not None
+    back = Statistics.from_arrays(stats.to_arrays()).channels
+    assert back is not None and back.seen == before.seen
+    for name in ("lo", "hi", "hist", "hist_lo", "hist_hi"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(before, name))
+    assert before.hist.nbytes == 4 * 256 * 4
+    with pytest.raises(ValueError, match="need the axis"):
+        Statistics(per_channel=True)
+    with pytest.raises(ValueError, match="not followed"):
+        Statistics(channel_axis=1).each_channel()

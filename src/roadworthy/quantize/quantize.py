@@ -32,7 +32,8 @@ def activation_encodings(
     """
     spec = QuantSpec(symmetric=target.symmetric_activations, observer=observer)
     whole = replace(spec, observer="minmax")
-    each = replace(spec, axis=1)
+    # Where "mse" is asked for, `encodings_by_readers` decides; a search for every channel here would cost seconds.
+    each = replace(spec, axis=1, observer="minmax" if observer == "mse" else observer)
     kept = {placement.source[name] for name in placement.results}
     own: dict[str, Encoding] = {}
     for name in dict.fromkeys(placement.source.values()):

@@ -7,7 +7,8 @@ that reads the value, once as it is and once rounded, for each candidate range:
     m = max(|lo|, |hi|)      range(t) = max(lo, -t m) .. min(hi, t m)      t in CLIPS
     error(t) = sum over readers of  E |f(conv(x rounded with range(t))) - f(conv(x))|^2 / E |f(conv(x))|^2
 
-f is the reader's activation. The t of least error is taken: one per channel where only depthwise layers read the value
+f is the reader's activation. The largest t with at most CUT times the least error is taken, as cutting shifts means,
+and shifts of many layers add up where roundings do not: one per channel where only depthwise layers read the value
 (each channel goes its own way there), else one per tensor.
 """
 
@@ -30,6 +31,7 @@ from roadworthy.quantize.statistics import Statistics
 from roadworthy.run.ort import OrtRunner
 
 CLIPS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12)
+CUT = 1.5
 Key = tuple[str, int | None, tuple[str, ...]]
 """A value, the axis of its scales, and the names of the layers that read it."""
 _CODES = onnx.TensorProto.UINT8
@@ -109,16 +111,21 @@ class _Search:
         """Add one image's errors.   x: the value, as the float network makes it."""
         for k, layer in enumerate(self._layers):
             for j, encoding in enumerate(self.candidates):
-                feeds = {self._x: x, "scale": np.asarray(encoding.scale), "zero": encoding.zero_point.astype(np.uint8)}
+                feeds = {
+                    self._x: x,
+                    "@q/scale": np.asarray(encoding.scale),
+                    "@q/zero": encoding.zero_point.astype(np.uint8),
+                }
                 found = layer.run(feeds)
-                self._sums[k][j] = self._sums[k][j] + found["error"].astype(np.float64)
+                self._sums[k][j] = self._sums[k][j] + found["@q/errors"].astype(np.float64)
                 if not j:
-                    self._energy[k] = self._energy[k] + found["energy"].astype(np.float64)
+                    self._energy[k] = self._energy[k] + found["@q/energies"].astype(np.float64)
 
     def best(self) -> Encoding:
         """The encoding of least error; of every channel, where it has one each."""
         relative = [np.stack(s) / np.maximum(e, 1e-30) for s, e in zip(self._sums, self._energy, strict=True)]
-        best = np.argmin(np.sum(relative, axis=0), axis=0)
+        total = np.sum(relative, axis=0)
+        best = np.argmax(total <= CUT * total.min(0), axis=0)  # the first, and so the widest
         if self.axis is None:
             return self.candidates[int(best)]
         at = np.arange(len(best))
@@ -128,30 +135,33 @@ class _Search:
 
 
 def _layer(model: Model, value: g.Value, unit: Unit, axis: int | None) -> OrtRunner:
-    """The unit alone, twice: x, scale, zero -> sums of squares `error` and `energy`, over all or per channel."""
+    """The unit alone, twice: x, scale, zero -> sums of squared errors and of squares, over all or per channel.
+
+    Names of its own begin with @q/, so that none meets one of the graph.
+    """
     x, y = str(value.name), str(unit.output.name)
     operands = [v for n in unit.nodes for v in n.inputs if v is not None]
     constants = {str(v.name): a for v in operands if (a := g.constant(v)) is not None}
-    rounded = [helper.make_node("QuantizeLinear", [x, "scale", "zero"], ["q/codes"]),
-               helper.make_node("DequantizeLinear", ["q/codes", "scale", "zero"], ["q/x"])]  # fmt: skip
+    rounded = [helper.make_node("QuantizeLinear", [x, "@q/scale", "@q/zero"], ["@q/codes"]),
+               helper.make_node("DequantizeLinear", ["@q/codes", "@q/scale", "@q/zero"], ["@q/x"])]  # fmt: skip
     if axis is not None:
         for node in rounded:
             node.attribute.append(helper.make_attribute("axis", axis))
     again = []
     for part in unit.nodes:
         copy = g.node_proto(part)
-        copy.name = "q/" + copy.name
-        copy.input[:] = [n if n in constants or not n else ("q/x" if n == x else "q/" + n) for n in copy.input]
-        copy.output[:] = ["q/" + n for n in copy.output]
+        copy.name = "@q/" + copy.name
+        copy.input[:] = [n if n in constants or not n else ("@q/x" if n == x else "@q/" + n) for n in copy.input]
+        copy.output[:] = ["@q/" + n for n in copy.output]
         again.append(copy)
     rank = len(g.static_shape(unit.output) or ())
-    constants["q/axes"] = np.array([k for k in range(rank) if axis is None or k != axis], np.int64)
+    constants["@q/axes"] = np.array([k for k in range(rank) if axis is None or k != axis], np.int64)
     sums = [
-        helper.make_node("Sub", ["q/" + y, y], ["q/difference"]),
-        helper.make_node("Mul", ["q/difference", "q/difference"], ["q/error"]),
-        helper.make_node("Mul", [y, y], ["q/energy"]),
-        helper.make_node("ReduceSum", ["q/error", "q/axes"], ["error"], keepdims=0),
-        helper.make_node("ReduceSum", ["q/energy", "q/axes"], ["energy"], keepdims=0),
+        helper.make_node("Sub", ["@q/" + y, y], ["@q/difference"]),
+        helper.make_node("Mul", ["@q/difference", "@q/difference"], ["@q/error"]),
+        helper.make_node("Mul", [y, y], ["@q/energy"]),
+        helper.make_node("ReduceSum", ["@q/error", "@q/axes"], ["@q/errors"], keepdims=0),
+        helper.make_node("ReduceSum", ["@q/energy", "@q/axes"], ["@q/energies"], keepdims=0),
     ]
     shape = [] if axis is None else [(g.static_shape(value) or ())[axis]]
     graph = helper.make_graph(
@@ -159,10 +169,10 @@ def _layer(model: Model, value: g.Value, unit: Unit, axis: int | None) -> OrtRun
         "layer",
         [
             helper.make_tensor_value_info(x, _FLOAT, g.static_shape(value)),
-            helper.make_tensor_value_info("scale", _FLOAT, shape),
-            helper.make_tensor_value_info("zero", _CODES, shape),
+            helper.make_tensor_value_info("@q/scale", _FLOAT, shape),
+            helper.make_tensor_value_info("@q/zero", _CODES, shape),
         ],
-        [helper.make_tensor_value_info(n, _FLOAT, None) for n in ("error", "energy")],
+        [helper.make_tensor_value_info(n, _FLOAT, None) for n in ("@q/errors", "@q/energies")],
         [numpy_helper.from_array(a, n) for n, a in constants.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", g.opset(model.ir))])
