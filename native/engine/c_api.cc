@@ -1,17 +1,16 @@
 // The C API: every function is a call of the engine inside `guarded`, so that no exception passes the border.
+#include <algorithm>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <new>
 
+#include "detect/detector.h"
 #include "detect/task.h"
 #include "engine/cpu.h"
 #include "engine/file.h"
 #include "engine/session.h"
 #include "roadworthy.h"
-
-#if __has_include("detect/detector.h")
-#include "detect/detector.h"
-#define ROADWORTHY_DETECTOR
-#endif
 
 #ifndef ROADWORTHY_VERSION
 #define ROADWORTHY_VERSION "unknown"
@@ -21,7 +20,7 @@ struct rw_model {
   rw_model(rw::Bytes plan, const rw::Options& options) : session(plan, options) {
     read_lines();
     std::string error;
-    has_task = rw::parse_task(session.text().data(), session.text().size(), &task, &error);
+    rw::parse_task(session.text().data(), session.text().size(), &task, &error);
   }
 
   // key<TAB>value, one per line.
@@ -37,11 +36,9 @@ struct rw_model {
   rw::Session session;
   std::map<std::string, std::string, std::less<>> lines;
   rw::Task task;
-  bool has_task = false;
-#ifdef ROADWORTHY_DETECTOR
-  std::unique_ptr<rw::Detector> detector;  // made with the first image
+  // Made with the first image; both under the session's mutex.
+  std::unique_ptr<rw::Detector> detector;
   std::vector<rw::Detection> found;
-#endif
 };
 
 namespace {
@@ -95,22 +92,6 @@ void check_arrays(const T* const* arrays, int count, const std::vector<rw::Port>
   for (int i = 0; i < count; i++)
     if (!arrays[i]) rw::fail("The array for `" + ports[i].name + "` is NULL.");
 }
-
-#ifdef ROADWORTHY_DETECTOR
-int detect(rw_model& model, const uint8_t* bgr, int height, int width, int64_t row_stride, rw_detection* detections, int capacity, int* count) {
-  std::lock_guard<std::recursive_mutex> guard(model.session.mutex());
-  if (!model.detector) model.detector = std::make_unique<rw::Detector>(model.session);
-  rw::Limits limits = model.detector->limits();
-  limits.max_detections = std::min<int64_t>(limits.max_detections, capacity);
-  model.detector->detect({bgr, height, width, row_stride}, limits, &model.found);
-  for (size_t i = 0; i < model.found.size(); i++) {
-    const rw::Detection& d = model.found[i];
-    detections[i] = {d.x1, d.y1, d.x2, d.y2, d.score, d.label};
-  }
-  *count = static_cast<int>(model.found.size());
-  return RW_OK;
-}
-#endif
 
 }  // namespace
 
@@ -175,12 +156,15 @@ int rw_detect(rw_model* model, const uint8_t* bgr, int height, int width, int64_
     if (capacity > 0) require(detections, "array of detections");
     if (height < 1 || width < 1 || height > 65535 || width > 65535) rw::fail("The image has " + std::to_string(height) + " rows and " + std::to_string(width) + " columns; 1 to 65535 are possible.");
     if (row_stride < int64_t(width) * 3) rw::fail("The row stride of the image is less than three times its width.");
-#ifdef ROADWORTHY_DETECTOR
-    return detect(*model, bgr, height, width, row_stride, detections, capacity, count);
-#else
-    rw::fail("This build has no detector.");
-    return static_cast<int>(RW_ERROR);
-#endif
+    const std::lock_guard<std::recursive_mutex> guard(model->session.mutex());
+    if (!model->detector) model->detector = std::make_unique<rw::Detector>(model->session);
+    model->detector->detect({bgr, height, width, row_stride}, model->detector->limits(), &model->found);
+    *count = static_cast<int>(std::min(model->found.size(), static_cast<size_t>(capacity)));
+    for (int i = 0; i < *count; i++) {
+      const rw::Detection& d = model->found[static_cast<size_t>(i)];
+      detections[i] = {d.x1, d.y1, d.x2, d.y2, d.score, d.label};
+    }
+    return static_cast<int>(RW_OK);
   });
 }
 

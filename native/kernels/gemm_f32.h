@@ -23,8 +23,6 @@ constexpr int kBlock = kMaxVectors * W;  // outputs of a full block
 
 template <int P, int NV> struct Tile {
   static constexpr int kBases = (P + 2) / 3;
-  V acc[P * NV];
-
   template <int... I> RW_INLINE void begin(V* acc, const float* start, Indices<I...>) {
     ((acc[I] = load(start + (I % NV) * W)), ...);
   }

@@ -23,6 +23,14 @@ void check_taps(const Source& s, const ConvSpec& c) {
             "reads outside its input and the border around it");
 }
 
+// Kernels divide by steps and compare them, so they are positive; the step of a single row or pixel, which nobody takes, too.
+void check_steps(const Source& s, View& v) {
+  Tensor& t = v.t;
+  if (t.dims[1] == 1 && !t.has_border()) t.strides[1] = t.dims[2];
+  if (t.dims[0] == 1 && !t.has_border()) t.strides[0] = t.dims[1] * t.strides[1];
+  s.require(t.strides[0] > 0 && t.strides[1] > 0, "has a tensor whose rows or pixels do not follow each other in memory");
+}
+
 // Weights that were stored as integers and are computed with as floats.
 template <class T>
 void expand(const Source& s, ConvSpec& c, int64_t count) {
@@ -142,6 +150,8 @@ void read_conv(const Source& s, ConvSpec& c) {
   s.require(int64_t(c.kh) * c.kw <= kSize && int64_t(c.kh) * c.kw * c.cin <= INT32_MAX, "has a kernel that is too large");
   // Kernels read up to 64 bytes further, which the memory of a caller does not have.
   s.require(c.x.t.space == Space::arena || c.x.t.space == Space::constant, "reads an input or output of the network directly");
+  check_steps(s, c.x);
+  check_steps(s, c.y);
   check_taps(s, c);
   read_weights(s, c);
   read_epilogue(s, c);

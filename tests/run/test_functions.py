@@ -25,6 +25,7 @@ from roadworthy.run.arithmetic import (
     function_of_unit,
     polynomial,
     polynomial_range,
+    range_below,
     softmax,
 )
 
@@ -189,6 +190,21 @@ def test_pieces_follow_the_function(name: str):
     # Where the coefficients come from does not matter far outside: the asymptotes are exact.
     far = polynomial(c, a, b, np.array([-1e6, 1e6], F))
     np.testing.assert_allclose(far, exact(f, np.array([-1e6, 1e6])), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["silu", "mish", "gelu_tanh", "gelu_erf", "softplus"])
+@pytest.mark.parametrize("top", [0.05, 0.9, 3.0, 100.0])
+def test_pieces_below_the_highest_code(name: str, top: float):
+    """What the codes can hold is fitted at least as well, what they cannot is at least as high as the highest."""
+    f = function(name)
+    lo, hi = range_below(f, top)
+    assert lo == polynomial_range(f)[0] and 0 < hi <= polynomial_range(f)[1]
+    c, a, b = fit_polynomial(f, lo, hi)
+    x = np.linspace(-40, 40, 400001).astype(F)
+    made, true = polynomial(c, a, b, x), exact(f, x)
+    assert np.abs(np.minimum(made, top) - np.minimum(true, top)).max() <= WORST[name]
+    if name == "silu" and top <= 3:
+        assert np.abs(np.minimum(made, top) - np.minimum(true, top))[x > lo].max() <= 2.7e-4
 
 
 def test_bounds_of_any_kind_have_pieces():

@@ -94,6 +94,7 @@ def test_the_plan_is_right_to_begin_with():
         ({"codes": {"border": (1, 1, 1, -1)}}, ("Tensor 1", "border")),
         ({"codes": {"fill": b"\1\2\3"}}, ("Tensor 1", "border")),
         ({"codes": {"space": CONSTANT}}, ("Tensor 1", "arena")),
+        ({"y": {"strides": (12, 0, 1)}}, ("layer", "follow each other")),
         ({"y": {"offset": 4}}, ("Tensor 2", "outside")),
         ({"y": {"index": 1}}, ("Tensor 2", "input or output")),
         ({"y": {"dtype": U8}}, ("Tensor 2", "float32")),

@@ -37,6 +37,7 @@ from roadworthy.run.arithmetic.operations import reduced_axes as reduced_axes
 from roadworthy.run.arithmetic.polynomial import fit_polynomial as fit_polynomial
 from roadworthy.run.arithmetic.polynomial import polynomial as polynomial
 from roadworthy.run.arithmetic.polynomial import polynomial_range as polynomial_range
+from roadworthy.run.arithmetic.polynomial import range_below as range_below
 from roadworthy.run.arithmetic.tables import AddConstants as AddConstants
 from roadworthy.run.arithmetic.tables import MulConstants as MulConstants
 from roadworthy.run.arithmetic.tables import add_constants as add_constants

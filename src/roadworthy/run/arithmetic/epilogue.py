@@ -26,7 +26,7 @@ from roadworthy.model.encoding import Encoding, narrow_codes
 from roadworthy.model.units import Unit
 from roadworthy.run.arithmetic.functions import F32, NONE, Function
 from roadworthy.run.arithmetic.nodes import function_of_unit
-from roadworthy.run.arithmetic.polynomial import fit_polynomial, polynomial_range
+from roadworthy.run.arithmetic.polynomial import fit_polynomial, range_below
 from roadworthy.run.arithmetic.tables import clamp_codes, function_table
 
 I32 = NDArray[np.int32]
@@ -133,7 +133,7 @@ def unit_epilogue(unit: Unit, encodings: Mapping[str, Encoding]) -> Epilogue:
     elif before is not None and is_u8(before) and before.axis is None and output.axis is None:
         table, zero = function_table(function, before, output), _per_channel(before.zero_point, channels)
         return Epilogue("table", bias, _ratio(scale, before), zero, table=table, function=function)
-    poly, a, b = fit_polynomial(function, *polynomial_range(function))
+    poly, a, b = fit_polynomial(function, *range_below(function, output.range[1]))
     inverse = (1.0 / np.broadcast_to(output.scale, channels).astype(np.float64)).astype(np.float32)
     zero = _per_channel(output.zero_point, channels)
     return Epilogue("poly", bias, scale, zero, inverse, poly=poly, poly_a=a, poly_b=b, function=function)

@@ -42,6 +42,17 @@ def polynomial_range(function: Function) -> tuple[float, float]:
     return _RANGES[function.name]
 
 
+def range_below(function: Function, top: float) -> tuple[float, float]:
+    """The range where results up to `top` alone matter, as all above saturate: shorter pieces are closer to the
+    function. Where the function and its asymptote both exceed `top`, the right asymptote may begin."""
+    lo, hi = polynomial_range(function)
+    if function.name in _GROWING:
+        x = np.linspace(0.0, hi, 101)[1:]
+        enough = x[np.minimum(exact(function, x), x) >= top]
+        hi = float(enough[0]) if enough.size else hi
+    return lo, hi
+
+
 def fit_polynomial(function: Function, lo: float, hi: float) -> tuple[F32, float, float]:
     """Coefficients (3, 32: c0, c1, c2), a and b of the pieces of a function between lo and hi.
 
@@ -75,6 +86,7 @@ def polynomial(coefficients: NDArray[Any], a: float, b: float, x: NDArray[Any]) 
     return np.asarray((c2 * flat + c1) * flat + c0, np.float32).reshape(x.shape)
 
 
+_GROWING = frozenset({"silu", "mish", "gelu_tanh", "gelu_erf", "softplus"})
 _ZERO = (0.0, 0.0, 0.0)
 _SAME = (0.0, 1.0, 0.0)
 
