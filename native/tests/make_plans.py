@@ -1,6 +1,6 @@
 """Writes small plans for the C++ test programs: `python native/tests/make_plans.py folder [count]`.
 
-Random networks of the Python tests, lowered: between them they hold every operation. Needs the package and tests/ on the path.
+Random networks of the Python tests, lowered: between them they hold nearly every operation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 def main() -> None:
     from random_graphs import random_int8_model
-
     from roadworthy.model.model import Model
     from roadworthy.run.native.lower import lower
 
