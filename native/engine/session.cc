@@ -183,6 +183,7 @@ void Session::run_from_codes(float* const* outputs) {
 
 void Session::parallel(int chunks, void (*function)(void*, int, int), void* context) {
   if (chunks < 1) return;
+  if (chunks > kMostChunks) fail("A step of " + std::to_string(chunks) + " chunks is cut too finely; 65535 are possible.");
   const Step step{function, context, chunks};
   pool_->run(&step, 1);
 }

@@ -44,6 +44,9 @@ bool spin(F ready) {
 constexpr uint64_t word(uint32_t run, uint32_t chunks) { return uint64_t(run) << 32 | chunks; }
 constexpr uint32_t run_of(uint64_t w) { return static_cast<uint32_t>(w >> 32); }
 constexpr uint32_t chunks_of(uint64_t w) { return static_cast<uint32_t>(w); }
+constexpr int front_of(uint64_t w) { return static_cast<int>(w >> 16 & 0xffff); }
+constexpr int back_of(uint64_t w) { return static_cast<int>(w & 0xffff); }
+constexpr uint64_t kFront = 1 << 16, kBack = 1;
 
 }  // namespace
 
@@ -105,15 +108,18 @@ void Pool::take_part(uint32_t run, int count, int thread, int64_t* nanoseconds) 
   auto last = nanoseconds ? Clock::now() : Clock::time_point();
   for (int i = 0; i < count; i++) {
     Counter& counter = counters_[i];
+    uint32_t done = 0;
     uint64_t left = counter.unclaimed.load(std::memory_order_acquire);
-    while (run_of(left) == run && chunks_of(left) > 0) {
-      if (!counter.unclaimed.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) continue;
+    while (run_of(left) == run && front_of(left) < back_of(left)) {
+      const bool front = thread % 2 == 0;
+      if (!counter.unclaimed.compare_exchange_weak(left, front ? left + kFront : left - kBack, std::memory_order_acq_rel)) continue;
       // The run cannot end before this chunk does, so its steps may be read.
       const Step& step = steps_.load(std::memory_order_acquire)[i];
-      step.run(step.context, step.chunks - static_cast<int>(chunks_of(left)), thread);
-      counter.unfinished.fetch_sub(1, std::memory_order_acq_rel);
+      step.run(step.context, front ? front_of(left) : back_of(left) - 1, thread);
+      done++;
       left = counter.unclaimed.load(std::memory_order_acquire);
     }
+    if (done > 0) counter.unfinished.fetch_sub(done, std::memory_order_acq_rel);
     if (run_of(left) != run) return;  // late: this run is over
     const auto over = [&] {
       const uint64_t w = counter.unfinished.load(std::memory_order_acquire);

@@ -3,6 +3,9 @@
 // A step is over when its last chunk is. Nobody waits for a thread, only for chunks that somebody has begun: a thread that
 // sleeps, or whose core was taken away, costs no more than its own work. What is left to claim carries the number of the
 // run, so that a thread that comes late cannot take part in a run that it does not know.
+//
+// Even threads claim from the front, odd ones from the back. So with two of them each finds, in the cache of its core, most
+// of what it wrote in the step before.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -14,10 +17,12 @@
 
 namespace rw {
 
+constexpr int kMostChunks = 65535;
+
 struct Step {
   void (*run)(void* context, int chunk, int thread);
   void* context;
-  int chunks;      // at least 1
+  int chunks;      // 1 to kMostChunks
 };
 
 class Pool {
@@ -35,10 +40,11 @@ class Pool {
   void run(const Step* steps, int count, int64_t* nanoseconds = nullptr);
 
  private:
-  // run << 32 | number of chunks. Only who sees chunks of his own run unclaimed may claim, by exchanging the whole word.
-  struct alignas(64) Counter {
-    std::atomic<uint64_t> unclaimed{0};
-    std::atomic<uint64_t> unfinished{0};
+  // unclaimed: run << 32 | first chunk << 16 | chunk behind the last. Only who sees chunks of his own run unclaimed may claim, by
+  // exchanging the whole word. unfinished: run << 32 | number of chunks; apart, as who waits reads it all the time.
+  struct Counter {
+    alignas(64) std::atomic<uint64_t> unclaimed{0};
+    alignas(64) std::atomic<uint64_t> unfinished{0};
   };
 
   void stop();
