@@ -37,9 +37,9 @@ Layout layout(const ConvShape& s, int vectors) {
 }
 
 // Up to 16 channels are packed for tiles of quads, too (conv_u8_quads_avx512vnni.h), in the layout of a block of four vectors:
-// which of the two is used depends on the distance of pixels, known when running only.
+// which of the two is used depends on the length of rows, known when running only.
 bool has_quads(const ConvShape& s) {
-  return s.n <= kQuadChannels && !s.out_float && static_cast<size_t>(tap_depth(s)) * s.taps * 64 <= kQuadMostBytes;
+  return s.n <= kQuadChannels && static_cast<size_t>(tap_depth(s)) * s.taps * 64 <= kQuadMostBytes;
 }
 
 size_t packed_bytes(const ConvShape& s) {
@@ -206,7 +206,8 @@ void run_rows(const ConvShape& s, const ConvRun& r, int64_t begin, int64_t end) 
 
 void run(const ConvShape& s, const ConvRun& r, int64_t pixel_begin, int64_t pixel_end) {
   if (pixel_begin >= pixel_end) return;
-  if (has_quads(s) && quads_possible(r.x_pixel)) return run_rows(s, r, pixel_begin, pixel_end);
+  const bool function = s.out_float && static_cast<const RequantHead*>(r.packed)->unary != kNone;  // only the other tiles apply it
+  if (has_quads(s) && !function) return run_rows(s, r, pixel_begin, pixel_end);
   const auto* at = static_cast<const uint8_t*>(r.packed) + sizeof(RequantHead);
   for (int c0 = 0; c0 < s.n;) {
     const int vectors = block_vectors(s.n, c0);
