@@ -60,11 +60,40 @@ RW_INLINE Four constants(const float* p, int c, int n) {
 RW_INLINE __m512i as_ints(__m512 v) { return _mm512_castps_si512(v); }
 
 // Rows whose pixels lie side by side are walked as one run: in mul always, in add, whose constants belong to channels, where
-// these repeat within a vector.
+// these repeat within a vector. Where they repeat but pixels lie apart, a vector is put together from four or two of them.
 bool side_by_side(const Image& a) { return a.pixel == a.c; }
-bool repeats(const Image& a) { return side_by_side(a) && (a.c == 16 || a.c == 32); }
+bool repeats(int c) { return c == 16 || c == 32; }
 
-// Calls body(a, b, y, n) for the codes of rows [begin, end), n <= 64 at a time, in the channels from `first`.
+template <int c>
+RW_INLINE __m512i load_pixels(const uint8_t* p, int64_t pixel) {
+  if constexpr (c == 32) {
+    const auto half = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i * pixel)); };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half(0)), half(1), 1);
+  } else {
+    const auto quarter = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * pixel)); };
+    const __m512i two = _mm512_inserti32x4(_mm512_castsi128_si512(quarter(0)), quarter(1), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(two, quarter(2), 2), quarter(3), 3);
+  }
+}
+
+template <int c>
+RW_INLINE void store_pixels(uint8_t* p, int64_t pixel, __m512i codes) {
+  if constexpr (c == 32) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(codes));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + pixel), _mm512_extracti64x4_epi64(codes, 1));
+  } else {
+    const auto store = [&](int i, __m128i quarter) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * pixel), quarter); };
+    store(0, _mm512_castsi512_si128(codes)), store(1, _mm512_extracti32x4_epi32(codes, 1));
+    store(2, _mm512_extracti32x4_epi32(codes, 2)), store(3, _mm512_extracti32x4_epi32(codes, 3));
+  }
+}
+
+template <int c>
+struct Channels {
+  static constexpr int value = c;
+};
+
+// y = body(a, b) for the codes of rows [begin, end), 64 or fewer at a time, in the channels from `first`.
 template <class F>
 RW_INLINE void walk(const Image& a, const Image& b, const Image& y, bool whole_rows, int first, int begin, int end, const F& body) {
   const int64_t run = whole_rows ? static_cast<int64_t>(y.w) * y.c : y.c - first < 64 ? y.c - first : 64;
@@ -73,7 +102,15 @@ RW_INLINE void walk(const Image& a, const Image& b, const Image& y, bool whole_r
   for (int r = begin; r < end; ++r) {
     const uint8_t *pa = pixel_at(a, r, 0) + first, *pb = pixel_at(b, r, 0) + first;
     uint8_t* py = pixel_at(y, r, 0) + first;
-    for (int x = 0; x < pixels; ++x, pa += a_pixel, pb += b_pixel, py += y_pixel) {
+    int x = 0;
+    const auto together = [&](auto channels) {
+      constexpr int c = decltype(channels)::value, count = 64 / c;
+      for (; x + count <= pixels; x += count, pa += count * a_pixel, pb += count * b_pixel, py += count * y_pixel)
+        store_pixels<c>(py, y_pixel, body(load_pixels<c>(pa, a_pixel), load_pixels<c>(pb, b_pixel)));
+    };
+    if (!whole_rows && y.c == 16) together(Channels<16>{});
+    if (!whole_rows && y.c == 32) together(Channels<32>{});
+    for (; x < pixels; ++x, pa += a_pixel, pb += b_pixel, py += y_pixel) {
       int64_t i = 0;
       for (; i + 64 <= run; i += 64) _mm512_storeu_si512(py + i, body(_mm512_loadu_si512(pa + i), _mm512_loadu_si512(pb + i)));
       if (i < run) {
@@ -85,13 +122,13 @@ RW_INLINE void walk(const Image& a, const Image& b, const Image& y, bool whole_r
 }
 
 void add(const Image& a, const Image& b, const Image& y, const AddParams& p, int begin, int end) {
-  const bool whole_rows = repeats(a) && repeats(b) && repeats(y);
+  const bool whole_rows = repeats(y.c) && side_by_side(a) && side_by_side(b) && side_by_side(y);
   const __m512 za = biased(p.za), zb = biased(p.zb);
   const __m512i lo = _mm512_set1_epi8(static_cast<char>(p.lo)), hi = _mm512_set1_epi8(static_cast<char>(p.hi));
   for (int first = 0; first < (whole_rows ? 1 : y.c); first += 64) {
-    const int c = whole_rows ? y.c : 0, n = y.c - first;
-    const Four ma = constants(p.ma + first, c, n), mb = constants(p.mb + first, c, n);
-    const Four zero = constants(reinterpret_cast<const float*>(p.zero) + first, c, n);  // only moved
+    const int n = y.c - first;
+    const Four ma = constants(p.ma + first, y.c, n), mb = constants(p.mb + first, y.c, n);
+    const Four zero = constants(reinterpret_cast<const float*>(p.zero) + first, y.c, n);  // only moved
     const __m512i zero_low = _mm512_packs_epi32(as_ints(zero.v0), as_ints(zero.v1)), zero_high = _mm512_packs_epi32(as_ints(zero.v2), as_ints(zero.v3));
     walk(a, b, y, whole_rows, first, begin, end, [=](__m512i xa, __m512i xb) {
       return codes_of(differences(xa, za) * ma + differences(xb, zb) * mb, zero_low, zero_high, lo, hi);
