@@ -37,10 +37,73 @@ void table_rows(const Image& x, const Image& y, const uint8_t* codes, int begin,
     }
 }
 
+// Several neighbouring pixels of a result from a stretch of up to 128 bytes, in two registers. Their bytes lie one behind the
+// other where they do in memory, else each pixel has a slot of 16, 32 or 64.
+struct Stretch {
+  int pixels;          // in a vector; 0: not even one fits
+  int slot;            // bytes
+  bool flat;
+  __mmask64 low, high; // of the stretch
+  __mmask64 store;     // of a vector, or of a slot
+};
+
+// span: bytes from the first to the last that `pixels` results read.
+template <class Span>
+Stretch stretch_of(const Image& y, const Span& span) {
+  if (y.c > 64) return {};
+  const bool flat = side_by_side(y);
+  const int slot = flat ? y.c : y.c <= 16 ? 16 : y.c <= 32 ? 32 : 64;
+  int pixels = 64 / slot;
+  while (pixels > 0 && span(pixels) > 128) --pixels;
+  if (pixels == 0) return {};
+  const int bytes = static_cast<int>(span(pixels));
+  return {pixels, slot, flat, first64(bytes), bytes > 64 ? first64(bytes - 64) : 0, first64(flat ? pixels * y.c : y.c)};
+}
+
+RW_INLINE void store_stretch(const Stretch& s, uint8_t* y, int64_t pixel, __m512i codes) {
+  if (s.flat || s.slot == 64) return _mm512_mask_storeu_epi8(y, s.store, codes);
+  const auto mask = static_cast<__mmask32>(s.store);
+  if (s.slot == 32) {
+    _mm256_mask_storeu_epi8(y, mask, _mm512_castsi512_si256(codes));
+    if (s.pixels == 2) _mm256_mask_storeu_epi8(y + pixel, mask, _mm512_extracti64x4_epi64(codes, 1));
+    return;
+  }
+  const auto narrow = static_cast<__mmask16>(s.store);
+  _mm_mask_storeu_epi8(y, narrow, _mm512_castsi512_si128(codes));
+  if (s.pixels > 1) _mm_mask_storeu_epi8(y + pixel, narrow, _mm512_extracti32x4_epi32(codes, 1));
+  if (s.pixels > 2) _mm_mask_storeu_epi8(y + 2 * pixel, narrow, _mm512_extracti32x4_epi32(codes, 2));
+  if (s.pixels > 3) _mm_mask_storeu_epi8(y + 3 * pixel, narrow, _mm512_extracti32x4_epi32(codes, 3));
+}
+
+RW_INLINE __m512i from_stretch(__m512i low, __m512i index, __m512i high) { return _mm512_permutex2var_epi8(low, index, high); }
+
+// A gather of channels for several pixels at a time. Returns false where two would not fit.
+bool gather_stretches(const Image& x, const Image& y, const int32_t* index, int begin, int end) {
+  if (x.pixel < x.c || x.pixel > 128) return false;
+  const Stretch s = stretch_of(y, [&](int pixels) { return (pixels - 1) * x.pixel + x.c; });
+  if (s.pixels < 2) return false;
+  uint8_t from[64] = {};
+  for (int i = 0; i < s.pixels; ++i)
+    for (int c = 0; c < y.c; ++c) from[i * s.slot + c] = static_cast<uint8_t>(i * x.pixel + index[c]);
+  const __m512i indices = _mm512_loadu_si512(from);
+  for (int r = begin; r < end; ++r)
+    for (int i = 0; i < y.w; i += s.pixels) {
+      if (i + s.pixels > y.w) {
+        if (y.w < s.pixels) return false;
+        i = y.w - s.pixels;   // once more what is written already
+      }
+      const uint8_t* in = pixel_at(x, r, i);
+      const __m512i low = _mm512_maskz_loadu_epi8(s.low, in), high = _mm512_maskz_loadu_epi8(s.high, in + 64);
+      store_stretch(s, pixel_at(y, r, i), y.pixel, from_stretch(low, indices, high));
+    }
+  return true;
+}
+
 // Up to 256 channels of bytes: a pixel is the table, the index what is looked up in it. Blocks of 64 outputs go over all
 // pixels of a row, so that the index is narrowed to bytes once.
 void gather_channels(const Image& x, const Image& y, int element_bytes, const int32_t* index, int begin, int end) {
   if (element_bytes != 1 || x.c > 256) return gather_portable(x, y, element_bytes, index, begin, end);
+  if (gather_stretches(x, y, index, begin, end)) return;
   __mmask64 parts[4];
   for (int k = 0; k < 4; ++k) parts[k] = x.c > k * 64 ? first64(x.c - k * 64) : 0;
   for (int first = 0; first < y.c; first += 64) {
@@ -58,12 +121,60 @@ void gather_channels(const Image& x, const Image& y, int element_bytes, const in
   }
 }
 
-// The codes of 64 floats.
-RW_INLINE __m512i codes_of(const float* x, __m512 scale, __m512i zero) {
-  const auto one = [&](const float* p) {
-    const __m512 v = _mm512_div_ps(_mm512_loadu_ps(p), scale);
-    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-32768.0f)), _mm512_set1_ps(32767.0f)));
-  };
+struct Wide {
+  __m512i v;
+  static Wide load(const uint8_t* p, uint64_t mask) { return {_mm512_maskz_loadu_epi8(mask, p)}; }
+  void store(uint8_t* p, uint64_t mask) const { _mm512_mask_storeu_epi8(p, mask, v); }
+  friend Wide larger(Wide a, Wide b) { return {_mm512_max_epu8(a.v, b.v)}; }
+};
+struct Narrow {
+  __m256i v;
+  static Narrow load(const uint8_t* p, uint64_t mask) { return {_mm256_maskz_loadu_epi8(static_cast<__mmask32>(mask), p)}; }
+  void store(uint8_t* p, uint64_t mask) const { _mm256_mask_storeu_epi8(p, static_cast<__mmask32>(mask), v); }
+  friend Narrow larger(Narrow a, Narrow b) { return {_mm256_max_epu8(a.v, b.v)}; }
+};
+
+// 3x3 with stride 2, n channels from `first`: a window's last column is the first of the next. Rows outside the image are
+// replaced by one that is inside, columns by zeros: neither changes a maximum.
+template <class T>
+void maxpool_3x3s2(const Image& x, const Image& y, const PoolParams& p, int begin, int end, int first, int n) {
+  const uint64_t mask = first64(n);
+  const int64_t x_pixel = x.pixel, y_pixel = y.pixel;
+  for (int r = begin; r < end; ++r) {
+    const Range rows = inside(r * 2 - p.pad_top, 3, x.h);
+    const uint8_t* const r0 = pixel_at(x, rows.begin, 0) + first;
+    const uint8_t* const r1 = rows.end - rows.begin > 1 ? r0 + x.row : r0;
+    const uint8_t* const r2 = rows.end - rows.begin > 2 ? r1 + x.row : r1;
+    const auto column = [&](int64_t i) {
+      if (i < 0 || i >= x.w) return T::load(r0, 0);
+      const int64_t at = i * x_pixel;
+      return larger(larger(T::load(r0 + at, mask), T::load(r1 + at, mask)), T::load(r2 + at, mask));
+    };
+    uint8_t* to = pixel_at(y, r, 0) + first;
+    T last = column(-p.pad_left);
+    for (int i = 0; i < y.w; ++i, to += y_pixel) {
+      const int64_t at = 2 * i - p.pad_left;
+      const T middle = larger(last, column(at + 1));
+      last = column(at + 2);
+      larger(middle, last).store(to, mask);
+    }
+  }
+}
+
+void maxpool_any(const Image& x, const Image& y, const PoolParams& p, int begin, int end) {
+  if (p.kh != 3 || p.kw != 3 || p.sh != 2 || p.sw != 2) return maxpool_rows(x, y, p, begin, end);
+  for (int first = 0; first < y.c; first += 64) {
+    const int n = y.c - first < 64 ? y.c - first : 64;
+    if (n <= 32)
+      maxpool_3x3s2<Narrow>(x, y, p, begin, end, first, n);
+    else
+      maxpool_3x3s2<Wide>(x, y, p, begin, end, first, n);
+  }
+}
+
+// The codes of 64 floats. The divisor keeps quotients small.
+RW_INLINE __m512i codes_of(const float* x, const Divisor& scale, __m512i zero) {
+  const auto one = [&](const float* p) { return nearest_ints(load_floats(p) / scale).v; };
   const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(one(x), one(x + 16)), zero);
   const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(one(x + 32), one(x + 48)), zero);
   // Packing within lanes leaves the dwords of the four sources interleaved.
@@ -93,10 +204,10 @@ constexpr Interleave three_planes = interleave_three();
 void quantize_image_row(const float* const* planes, int channels, uint8_t* y, int64_t y_pixel, int w, const float* scale, const int32_t* zero) {
   if (channels == 1 && y_pixel == 1) return quantize_run(planes[0], 1, y, 1, w, scale[0], zero[0]);
   int done = 0;
-  if (channels == 3 && y_pixel == 3) {
-    __m512 s[3];
+  if (channels == 3 && y_pixel == 3 && divides(scale[0]) && divides(scale[1]) && divides(scale[2])) {
+    Divisor s[3];
     __m512i z[3];
-    for (int c = 0; c < 3; ++c) s[c] = _mm512_set1_ps(scale[c]), z[c] = _mm512_set1_epi16(static_cast<int16_t>(zero[c]));
+    for (int c = 0; c < 3; ++c) s[c] = divisor(scale[c]), z[c] = _mm512_set1_epi16(static_cast<int16_t>(zero[c]));
     for (; done + 64 <= w; done += 64) {
       const __m512i c0 = codes_of(planes[0] + done, s[0], z[0]), c1 = codes_of(planes[1] + done, s[1], z[1]);
       const __m512i c2 = codes_of(planes[2] + done, s[2], z[2]);
@@ -120,7 +231,7 @@ void quantize_image_row(const float* const* planes, int channels, uint8_t* y, in
 
 }  // namespace
 
-const PoolFn maxpool_u8_avx512vnni = maxpool_rows;
+const PoolFn maxpool_u8_avx512vnni = maxpool_any;
 const PoolFn avgpool_u8_avx512vnni = avgpool_rows;
 const NearestFn nearest_avx512vnni = nearest_pixels;
 const LinearFn linear_u8_avx512vnni = linear_pixels;
