@@ -9,6 +9,8 @@ namespace {
 constexpr int64_t kPiece = 16384;   // bytes
 constexpr int kSplit = 64;   // channels of a part: a multiple of every kernel's block
 
+constexpr double kWeightBytes = 40;   // that one core reads per nanosecond
+
 // Rough speed of one core in multiply-adds per nanosecond.
 double speed(Isa isa, bool integer, bool depthwise) {
   if (isa == Isa::portable) return 2;
@@ -76,6 +78,7 @@ class DenseConv : public Operation {
       kernel_.pack(shape, weights, packed.data());
       weight_bytes += packed.bytes();
       parts_.push_back({shape, first, std::move(packed)});
+      if (unary_) scratch_bytes = std::max(scratch_bytes, static_cast<size_t>(piece_of(shape.n)) * shape.n * 4);
     }
     if (parts_.size() > 1) {
       units = static_cast<int64_t>(parts_.size());
@@ -86,10 +89,12 @@ class DenseConv : public Operation {
     }
     pixels_ = pixels;
     macs = c.macs();
-    cost = double(macs) / speed(s.kernels.isa, c.integer, false) + double(pixels) * c.cout / 16;
+    // A function of floats takes some 3 ns for 16 of them.
+    cost = double(macs) / speed(s.kernels.isa, c.integer, false) + double(pixels) * c.cout / (unary_ ? 4 : 16);
+    cost = std::max(cost, double(weight_bytes) / kWeightBytes);
   }
 
-  void run(Bases bases, int64_t begin, int64_t end, int) override {
+  void run(Bases bases, int64_t begin, int64_t end, int thread) override {
     ConvRun r{};
     r.x = bases[x_.base] + origin_;
     r.x_row = x_row_;
@@ -98,8 +103,8 @@ class DenseConv : public Operation {
     r.y_row = y_row_;
     r.y_pixel = y_pixel_;
     r.out_w = out_w_;
-    if (parts_.size() == 1) return run_part(bases, r, parts_[0], begin, end);
-    for (int64_t i = begin; i < end; i++) run_part(bases, r, parts_[i], 0, pixels_);
+    if (parts_.size() == 1) return run_part(bases, r, parts_[0], begin, end, thread);
+    for (int64_t i = begin; i < end; i++) run_part(bases, r, parts_[i], 0, pixels_, thread);
   }
 
  private:
@@ -120,26 +125,41 @@ class DenseConv : public Operation {
     return e;
   }
 
-  void run_part(Bases bases, ConvRun r, const Part& part, int64_t begin, int64_t end) const {
+  void run_part(Bases bases, ConvRun r, const Part& part, int64_t begin, int64_t end, int thread) const {
     r.packed = part.packed.data();
     r.y = y_.at(bases) + part.first * y_.t.element();
     if (!unary_) return kernel_.run(part.shape, r, begin, end);
-    // In pieces, so that the function finds its values in the first cache.
-    const int64_t piece = std::max<int64_t>(1, kPiece / (part.shape.n * 4) / kernel_.tile) * kernel_.tile;
+    // In pieces, so that the function finds its values in the first cache; and beside the result, as it is slow on short runs.
+    const int64_t n = part.shape.n, pixel = n * 4, piece = piece_of(part.shape.n);
+    ConvRun beside = r;
+    beside.y_pixel = pixel;
+    beside.y_row = pixel * r.out_w;
+    auto* const values = reinterpret_cast<float*>(scratch[thread]);
     for (int64_t i = begin; i < end; i += piece) {
       const int64_t last = std::min(end, i + piece);
-      kernel_.run(part.shape, r, i, last);
-      apply_unary(part, r, i, last);
+      beside.y = scratch[thread] - i * pixel;
+      kernel_.run(part.shape, beside, i, last);
+      unary_(values, values, (last - i) * n, function_, a_, b_);
+      scatter(values, static_cast<uint8_t*>(r.y), r, n, i, last);
     }
   }
 
-  void apply_unary(const Part& part, const ConvRun& r, int64_t begin, int64_t end) const {
-    const bool dense = r.y_pixel == part.shape.n * 4;
+  // Pixels whose values a thread keeps beside the result.
+  int64_t piece_of(int n) const { return std::max<int64_t>(1, kPiece / (n * 4) / kernel_.tile) * kernel_.tile; }
+
+  static void scatter(const float* values, uint8_t* y, const ConvRun& r, int64_t n, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end;) {
-      const int64_t row = i / r.out_w, run = dense ? std::min(end, (row + 1) * r.out_w) - i : 1;
-      auto* y = reinterpret_cast<float*>(static_cast<uint8_t*>(r.y) + row * r.y_row + i % r.out_w * r.y_pixel);
-      unary_(y, y, run * part.shape.n, function_, a_, b_);
-      i += run;
+      const int64_t row = i / r.out_w, stop = std::min(end, (row + 1) * r.out_w);
+      uint8_t* to = y + row * r.y_row + i % r.out_w * r.y_pixel;
+      if (r.y_pixel == n * 4) {
+        std::memcpy(to, values, static_cast<size_t>((stop - i) * n) * 4);
+        values += (stop - i) * n;
+        i = stop;
+      }
+      for (; i < stop; i++, to += r.y_pixel, values += n) {
+        if (n == 1) std::memcpy(to, values, 4);
+        else std::memcpy(to, values, static_cast<size_t>(n) * 4);
+      }
     }
   }
 
@@ -165,6 +185,7 @@ class DepthwiseConv : public Operation {
     weight_bytes = packed_.bytes();
     units = y_.h();
     units_per_row = 1;
+    if (c.integer && c.kh == 3 && c.kw == 3 && c.sh == 1 && c.sw == 1) grain = 2;   // rows are computed in pairs
     macs = c.macs();
     cost = double(macs) / speed(s.kernels.isa, c.integer, true) + double(c.pixels()) * c.cout / 16;
   }
