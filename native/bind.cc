@@ -362,7 +362,7 @@ NB_MODULE(_native, m) {
             new (self) rw::Session(file, options);
           },
           "plan"_a, "threads"_a = 0, "isa"_a = "", "pin"_a = false, nb::kw_only(), "poison"_a = false, "winograd"_a = -1,
-          "chunk_ns"_a = 2000.0,
+          "chunk_ns"_a = 1000.0,
           "threads: 0 for every core. isa: one of isas(), empty for the best. pin: workers stay on their core.\n"
           "poison: the arena is filled with garbage before each run. winograd: 0 never, 2 or 4 that tile, -1 by the engine's rule.\n"
           "chunk_ns: how long a piece of work for one thread should take at least.")

@@ -21,7 +21,7 @@ struct Options {
   bool pin = false;       // or ROADWORTHY_PIN=1
   bool poison = false;    // fills the arena with garbage before each run, for tests
   int winograd = -1;      // -1: by the rule in ops/conv.cc; 0: never; 2, 4: wherever possible, that tile
-  double chunk_ns = 2000; // chunks shorter than this cost more in hand-over than they balance; tests take less
+  double chunk_ns = 1000; // chunks shorter than this cost more in hand-over than they balance; tests take less
   uint64_t memory_limit = kLargest;   // bytes of the arena, and of the packed weights; a larger plan is refused
 };
 

@@ -274,6 +274,28 @@ void test_quantize() {
           [&] { for (int64_t i = 0; i < n; ++i) z.data[i] = quantize_one(floats[i], scales[i], zeros[i]); });
 }
 
+// Divisions without the instruction for it: quotients at halves and the numbers next to them, by every kind of scale.
+void test_quantize_ties() {
+  const int n = 512;
+  Fenced x(n * 4), y(n);
+  float* const floats = reinterpret_cast<float*>(x.data);
+  const float scale = draw(0, 20) ? draw_float(0.5f, 2.0f) * std::exp2(static_cast<float>(draw(-60, 60))) : draw_scale();
+  const int zero = draw(0, 255);
+  for (int i = 0; i < n; ++i) {
+    float v = static_cast<float>((draw(-600, 600) + 0.5) * static_cast<double>(scale));
+    for (int steps = draw(-2, 2); steps != 0; steps += steps < 0 ? 1 : -1) v = std::nextafter(v, steps < 0 ? -INFINITY : INFINITY);
+    floats[i] = v;
+  }
+  compare("quantize", y, [&](rw::Isa isa) { quantize_on(isa)(floats, 1, y.data, 1, n, scale, zero); },
+          [&] { for (int i = 0; i < n; ++i) y.data[i] = quantize_one(floats[i], scale, zero); });
+  const float* const planes[3] = {floats, floats + 128, floats + 256};
+  const float scales[3] = {scale, scale, scale};
+  const int32_t zeros[3] = {zero, zero, zero};
+  Fenced z(3 * 128);
+  compare("quantize_planes", z, [&](rw::Isa isa) { quantize_planes_on(isa)(planes, 3, z.data, 3, 128, scales, zeros); },
+          [&] { for (int i = 0; i < 128; ++i) for (int c = 0; c < 3; ++c) z.data[3 * i + c] = quantize_one(planes[c][i], scale, zero); });
+}
+
 void test_quantize_planes() {
   const int channels = draw(0, 2) ? 3 : draw(1, 6), w = draw(1, 200);
   const int64_t pixel = channels + (draw(0, 2) ? 0 : draw(0, 5));
@@ -329,7 +351,7 @@ int main(int argc, char** argv) {
   const int rounds = argc > 1 ? atoi(argv[1]) : 400;
   source().seed(argc > 2 ? static_cast<unsigned>(atoi(argv[2])) : 1);
   void (*const tests[])() = {test_add,    test_mul,    test_table,    test_maxpool,         test_avgpool,    test_nearest,
-                             test_linear, test_gather, test_quantize, test_quantize_planes, test_dequantize, test_transpose};
+                             test_linear, test_gather, test_quantize, test_quantize_ties, test_quantize_planes, test_dequantize, test_transpose};
   for (int i = 0; i < rounds && failures < 10; ++i)
     for (const auto test : tests) test();
   printf("kernels on codes: %d rounds on", rounds);
