@@ -22,7 +22,8 @@ int chunks_of(const Operation& op, int threads, double chunk_ns) {
   if (threads == 1) return 1;
   const int64_t grains = (op.units + op.grain - 1) / op.grain;
   const auto worth = static_cast<int64_t>(std::min(op.cost / std::max(chunk_ns, 1e-3), 1e6));
-  return static_cast<int>(std::max<int64_t>(1, std::min({grains, worth, int64_t(threads) * kChunksPerThread})));
+  const int64_t chunks = std::max<int64_t>(1, std::min({grains, worth, int64_t(threads) * kChunksPerThread}));
+  return static_cast<int>(chunks > threads ? chunks - chunks % threads : chunks);   // as many for each
 }
 
 std::pair<int64_t, int64_t> range_of(const Operation& op, int chunk, int chunks) {

@@ -87,66 +87,66 @@ RW_INLINE void store_real_quad(const Block& b, uint8_t* y, int64_t y_pixel, __m5
 
 #define RW_QUAD_POINTER(g) const uint8_t* const x##g = strip.x + g * 4 * strip.x_pixel;
 #define RW_QUAD_LOAD(g) const __m512i lanes##g = quad_load<distance>(x##g + at, strip.x_pixel, index);
-#define RW_QUAD_DOT(g, dword, vectors)                                       \
-  {                                                                          \
+#define RW_QUAD_DOT(g, dword, vectors)                                                             \
+  {                                                                                                \
     const __m512i four = _mm512_shuffle_epi32(lanes##g, static_cast<_MM_PERM_ENUM>(0x55 * dword)); \
-    RW_VECTORS_##vectors(RW_MAC, g)                                          \
+    RW_VECTORS_##vectors(RW_MAC, g)                                                                \
   }
 #define RW_QUAD_DOTS_2(dword, vectors) RW_QUAD_DOT(0, dword, vectors) RW_QUAD_DOT(1, dword, vectors)
 #define RW_QUAD_DOTS_4(dword, vectors) \
   RW_QUAD_DOTS_2(dword, vectors) RW_QUAD_DOT(2, dword, vectors) RW_QUAD_DOT(3, dword, vectors)
-#define RW_QUAD_STEP(groups, dword, vectors)                                            \
-  {                                                                                     \
-    RW_VECTORS_##vectors(RW_WEIGHT, 0) RW_QUAD_DOTS_##groups(dword, vectors) w += 256;  \
+#define RW_QUAD_STEP(groups, dword, vectors)                                           \
+  {                                                                                    \
+    RW_VECTORS_##vectors(RW_WEIGHT, 0) RW_QUAD_DOTS_##groups(dword, vectors) w += 256; \
   }
 #define RW_QUAD_AT(g) uint8_t* const to = y + g * 4 * strip.y_pixel;
 #define RW_QUAD_REAL(g, j) store_real_quad(b, to, strip.y_pixel, a##g##_##j, j);
 #define RW_QUAD_FINISH_1(g) { RW_QUAD_AT(g) RW_VECTORS_1(RW_QUAD_REAL, g) }
 #define RW_QUAD_FINISH_2(g) { RW_QUAD_AT(g) RW_VECTORS_2(RW_QUAD_REAL, g) }
-#define RW_QUAD_FINISH_4(g)                                                                                               \
-  {                                                                                                                       \
-    RW_QUAD_AT(g)                                                                                                         \
-    if constexpr (kind == EpilogueKind::real) {                                                                           \
-      RW_VECTORS_4(RW_QUAD_REAL, g)                                                                                       \
-    } else {                                                                                                              \
-      const __m512i p = requant_pair(b.channels, RW_A(g, 0), 0, RW_A(g, 1), 1);                                           \
-      const __m512i q = requant_pair(b.channels, RW_A(g, 2), 2, RW_A(g, 3), 3);                                           \
-      store_quad(b, to, strip.y_pixel, requant_codes<kind>(*b.head, p, q));                                               \
-    }                                                                                                                     \
+#define RW_QUAD_FINISH_4(g)                                                     \
+  {                                                                             \
+    RW_QUAD_AT(g)                                                               \
+    if constexpr (kind == EpilogueKind::real) {                                 \
+      RW_VECTORS_4(RW_QUAD_REAL, g)                                             \
+    } else {                                                                    \
+      const __m512i p = requant_pair(b.channels, RW_A(g, 0), 0, RW_A(g, 1), 1); \
+      const __m512i q = requant_pair(b.channels, RW_A(g, 2), 2, RW_A(g, 3), 3); \
+      store_quad(b, to, strip.y_pixel, requant_codes<kind>(*b.head, p, q));     \
+    }                                                                           \
   }
 
 // Tiles of 4 * groups pixels, one behind the other, all in one row.
-#define RW_QUADS(groups, vectors)                                                                                           \
-  template <EpilogueKind kind, Distance distance>                                                                        \
-  void quads_##groups##x##vectors(const Block& block, const QuadStrip& quad_strip) {                                  \
-    const Block b = block; /* copies that stores through y cannot change */                                          \
-    const QuadStrip strip = quad_strip;                                                                              \
-    const __m512i index = quad_index(strip.x_pixel);                                                                 \
-    const int32_t* const last = b.tap + b.taps;                                                                      \
-    [[maybe_unused]] constexpr int kVectors = vectors;                                                                                      \
-    [[maybe_unused]] __m512i segments[kind == EpilogueKind::poly ? groups * kVectors : 1];                                            \
-    [[maybe_unused]] PolyTables tables = {};                                                                                          \
-    uint8_t* y = strip.y;                                                                                            \
-    int64_t x_at = 0;                                                                                                \
-    RW_PIXELS_##groups(RW_QUAD_POINTER)                                                                              \
-    for (int64_t tile = strip.tiles; tile > 0; --tile) {                                                             \
-      RW_PIXELS_##groups(RW_START_##vectors) const int8_t* w = b.w;                                                          \
-      for (const int32_t* tap = b.tap; tap != last; ++tap) {                                                         \
-        int64_t left = b.depth;                                                                                      \
-        for (int64_t at = *tap + x_at; left > 0; at += 16, left -= 16) {                                             \
-          RW_PIXELS_##groups(RW_QUAD_LOAD) RW_QUAD_STEP(groups, 0, vectors)                                                   \
-          if (left > 4) RW_QUAD_STEP(groups, 1, vectors)                                                                      \
-          if (left > 8) RW_QUAD_STEP(groups, 2, vectors)                                                                      \
-          if (left > 12) RW_QUAD_STEP(groups, 3, vectors)                                                                     \
-        }                                                                                                            \
-      }                                                                                                              \
-      if constexpr (kind == EpilogueKind::poly) {                                                                        \
-        RW_PIXELS_##groups(RW_LOCATE_##vectors) tables = poly_tables(*b.head);                                               \
-      }                                                                                                              \
-      RW_PIXELS_##groups(RW_QUAD_FINISH_##vectors)                                                                             \
-      x_at += 4 * groups * strip.x_pixel;                                                                            \
-      y += 4 * groups * strip.y_pixel;                                                                               \
-    }                                                                                                                \
+#define RW_QUADS(groups, vectors)                                                          \
+  template <EpilogueKind kind, Distance distance>                                          \
+  void quads_##groups##x##vectors(const Block& block, const QuadStrip& quad_strip) {       \
+    const Block b = block; /* copies that stores through y cannot change */                \
+    const QuadStrip strip = quad_strip;                                                    \
+    const __m512i index = quad_index(strip.x_pixel);                                       \
+    const int32_t* const last = b.tap + b.taps;                                            \
+    [[maybe_unused]] constexpr int kVectors = vectors;                                     \
+    [[maybe_unused]] __m512i segments[kind == EpilogueKind::poly ? groups * kVectors : 1]; \
+    [[maybe_unused]] PolyTables tables = {};                                               \
+    uint8_t* y = strip.y;                                                                  \
+    int64_t x_at = 0;                                                                      \
+    RW_PIXELS_##groups(RW_QUAD_POINTER)                                                    \
+    for (int64_t tile = strip.tiles; tile > 0; --tile) {                                   \
+      RW_PIXELS_##groups(RW_START_##vectors) const int8_t* w = b.w;                        \
+      for (const int32_t* tap = b.tap; tap != last; ++tap) {                               \
+        int64_t left = b.depth;                                                            \
+        for (int64_t at = *tap + x_at; left > 0; at += 16, left -= 16) {                   \
+          RW_PIXELS_##groups(RW_QUAD_LOAD) RW_QUAD_STEP(groups, 0, vectors)                \
+          if (left > 4) RW_QUAD_STEP(groups, 1, vectors)                                   \
+          if (left > 8) RW_QUAD_STEP(groups, 2, vectors)                                   \
+          if (left > 12) RW_QUAD_STEP(groups, 3, vectors)                                  \
+        }                                                                                  \
+      }                                                                                    \
+      if constexpr (kind == EpilogueKind::poly) {                                          \
+        RW_PIXELS_##groups(RW_LOCATE_##vectors) tables = poly_tables(*b.head);             \
+      }                                                                                    \
+      RW_PIXELS_##groups(RW_QUAD_FINISH_##vectors)                                         \
+      x_at += 4 * groups * strip.x_pixel;                                                  \
+      y += 4 * groups * strip.y_pixel;                                                     \
+    }                                                                                      \
   }
 
 RW_QUADS(4, 4)

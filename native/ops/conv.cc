@@ -57,7 +57,9 @@ class DenseConv : public Operation {
     if (x_row_ == x_pixel_ * out_w_ && y_row_ == y_pixel_ * out_w_) out_w_ = static_cast<int>(pixels);  // one long row
 
     const int64_t grains = (pixels + kernel_.tile - 1) / kernel_.tile;
-    const bool split = s.threads > 1 && grains < 2 * s.threads && c.cout >= 2 * kSplit && !y_.t.has_border();
+    // Between threads, the channels are divided where pixels are few, or where weights are much more to read than activations.
+    const bool heavy = double(c.taps()) * c.cout > 4.0 * x_.h() * x_.w();
+    const bool split = s.threads > 1 && (grains < 2 * s.threads || heavy) && c.cout >= 2 * kSplit;
     int parts = split ? std::min(2 * s.threads, c.cout / kSplit) : 1;
     const int step = ((c.cout + parts - 1) / parts + kSplit - 1) / kSplit * kSplit;
     Epilogue epilogue = c.e;
@@ -90,7 +92,8 @@ class DenseConv : public Operation {
     pixels_ = pixels;
     macs = c.macs();
     // A function of floats takes some 3 ns for 16 of them.
-    cost = double(macs) / speed(s.kernels.isa, c.integer, false) + double(pixels) * c.cout / (unary_ ? 4 : 16);
+    const int lanes = c.integer && c.out_float ? 4 : 16, padded = (c.cout + lanes - 1) / lanes * lanes;
+    cost = double(macs) / c.cout * padded / speed(s.kernels.isa, c.integer, false) + double(pixels) * c.cout / (unary_ ? 4 : 16);
     cost = std::max(cost, double(weight_bytes) / kWeightBytes);
   }
 
