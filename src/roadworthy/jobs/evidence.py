@@ -85,6 +85,8 @@ def gather(
     total = totals(inspect(_proto(folded)))
     layers, faults = _layers(model, best, calibration, task, costs)
     warnings += [f"layer by layer: {text}" for text in faults]
+    if best.variant.split(",")[0] == "int8":
+        warnings += _float_layers(best)
     looks = sum(1 for s in searches for t in s.trials if t.judgement is not None)
     if looks > 1 and any("in float" in t.variant or "bits" in t.variant for s in searches for t in s.trials):
         warnings.append(
@@ -131,6 +133,24 @@ def gather(
         layers=layers,
         pictures=_pictures(judge, best.predictions, task),
     )
+
+
+MOST_NAMED = 8
+
+
+def _float_layers(best: Trial) -> list[str]:
+    """Which layers of an int8 network the native engine computes in float, by name."""
+    if best.deployed is best.data:
+        return []
+    from roadworthy.run.native.runner import float_layers
+
+    lines = [f"on native, {line}" for line in float_layers(best.data)]
+    more = (
+        [f"the native engine computes {len(lines) - MOST_NAMED} more layers in float"]
+        if len(lines) > MOST_NAMED
+        else []
+    )
+    return lines[:MOST_NAMED] + more
 
 
 def _sha(data: bytes) -> str:

@@ -122,6 +122,11 @@ def plan_of(source: bytes) -> bytes:
     return source if is_plan(source) else lower(_model(source)).to_bytes()
 
 
+def float_layers(source: bytes) -> tuple[str, ...]:
+    """One line per weighted layer of an ONNX file that the engine computes in float, and why."""
+    return lower(_model(source)).notes
+
+
 def load(model: bytes, threads: int = 0) -> NativeRunner:
     """Load a plan or a serialized ONNX model. Raises MissingExtraError without the engine, UnsupportedError by name."""
     return NativeRunner(model, threads)
