@@ -57,7 +57,12 @@ class NativeRunner:
             self.notes = plan.notes
             data = plan.to_bytes()
         self._data = data
-        self.session = session(data, threads, **options)
+        try:
+            self.session = session(data, threads, **options)
+        except InputError as error:
+            if self._model is None:
+                raise
+            raise UnsupportedError(f"the native engine cannot run {self._model.source}: {error}") from error
         self.input_names: tuple[str, ...] = tuple(name for name, _ in self.session.inputs)
         self.output_names: tuple[str, ...] = tuple(name for name, _ in self.session.outputs)
         self._tapped: tuple[frozenset[str], Any] = (frozenset(), self.session)
