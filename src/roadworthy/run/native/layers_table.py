@@ -14,8 +14,9 @@ REPEATS, ROUNDS = 200, 10
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One operation.   name: the layer's.   us: median microseconds in the quickest of ROUNDS rounds.   share: of the whole frame, 0..1.
+    """One operation.
 
+    name: the layer's.   us: median microseconds in the quickest of ROUNDS rounds.   share: of the frame, 0..1.
     gops: operations (two per multiply-add) per nanosecond, 0 where it has none.   fraction: of the peak measured
     beside it with the same number of threads; None without multiply-adds.
     """
