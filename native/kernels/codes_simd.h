@@ -53,8 +53,6 @@ RW_INLINE Ints smaller(Ints a, Ints b) { return {_mm512_min_epi32(a.v, b.v)}; }
 RW_INLINE Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
 RW_INLINE Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 RW_INLINE Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
-RW_INLINE Floats plus_product(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(b.v, c.v, a.v)}; }     // a + b * c, rounded once
-RW_INLINE Floats minus_product(Floats a, Floats b, Floats c) { return {_mm512_fnmadd_ps(b.v, c.v, a.v)}; }   // a - b * c
 RW_INLINE Floats larger(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }   // b where a is NaN
 RW_INLINE Floats smaller(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }
 RW_INLINE Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
@@ -159,8 +157,6 @@ RW_INLINE Ints smaller(Ints x, Ints y) { return {_mm256_min_epi32(x.a, y.a), _mm
 RW_INLINE Floats operator+(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 RW_INLINE Floats operator*(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 RW_INLINE Floats operator/(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
-RW_INLINE Floats plus_product(Floats x, Floats y, Floats z) { return {_mm256_fmadd_ps(y.a, z.a, x.a), _mm256_fmadd_ps(y.b, z.b, x.b)}; }     // x + y * z, rounded once
-RW_INLINE Floats minus_product(Floats x, Floats y, Floats z) { return {_mm256_fnmadd_ps(y.a, z.a, x.a), _mm256_fnmadd_ps(y.b, z.b, x.b)}; }   // x - y * z
 RW_INLINE Floats larger(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }  // y where x is NaN
 RW_INLINE Floats smaller(Floats x, Floats y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 RW_INLINE Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }

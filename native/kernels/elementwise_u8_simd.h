@@ -17,36 +17,11 @@ RW_INLINE void by_sixteen(int64_t n, const F& f) {
 // Where the pixels of all images lie side by side, a row is one run of w * c codes.
 RW_INLINE bool side_by_side(const Image& a) { return a.pixel == a.c; }
 
-// Division by one number, correctly rounded, without the instruction for it, which takes 7 cycles where a multiplication takes half
-// a cycle. From r = RN(1 / s): q0 = x * r is wrong by two units in the last place at most; q1 = q0 + (x - q0 * s) * r by one; and the same
-// step once more gives the correctly rounded quotient (P. Markstein, IBM J. Res. Dev. 34, 1990; the remainders are exact). What
-// is far outside the range of codes is brought near first, so that nothing overflows; where a remainder underflows, the code is z.
-constexpr float kFarCode = 512.0f;   // beyond it a code is 0 or 255 for any zero point
-constexpr float kTame = 1.0e15f;
-
-struct Divisor {
-  Floats by, inverse, low, high;
-};
-
-RW_INLINE bool divides(float s) { return s > 1 / kTame && s < kTame; }
-RW_INLINE Divisor divisor(float s) { return {floats(s), floats(1.0f / s), floats(-kFarCode * s), floats(kFarCode * s)}; }
-RW_INLINE Floats operator/(Floats x, const Divisor& d) {
-  x = smaller(larger(x, d.low), d.high);
-  Floats q = x * d.inverse;
-  q = plus_product(q, minus_product(x, q, d.by), d.inverse);
-  return plus_product(q, minus_product(x, q, d.by), d.inverse);
-}
-
 void quantize_run(const float* x, int64_t x_step, uint8_t* y, int64_t y_step, int64_t n, float scale, int zero) {
   if (x_step != 1 || y_step != 1) return quantize_portable(x, x_step, y, y_step, n, scale, zero);
+  const Floats s = floats(scale);
   const Ints z = ints(zero), lo = ints(0), hi = ints(255);
-  const auto run = [&](auto s) {
-    by_sixteen(n, [&](int64_t i, auto... rest) { store_codes(y + i, to_codes(load_floats(x + i, rest...) / s, z, lo, hi), rest...); });
-  };
-  if (divides(scale))
-    run(divisor(scale));
-  else
-    run(floats(scale));
+  by_sixteen(n, [&](int64_t i, auto... rest) { store_codes(y + i, to_codes(load_floats(x + i, rest...) / s, z, lo, hi), rest...); });
 }
 
 void quantize_each(const float* x, uint8_t* y, int64_t n, const float* scale, const int32_t* zero) {

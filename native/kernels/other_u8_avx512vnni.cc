@@ -172,9 +172,12 @@ void maxpool_any(const Image& x, const Image& y, const PoolParams& p, int begin,
   }
 }
 
-// The codes of 64 floats. The divisor keeps quotients small.
-RW_INLINE __m512i codes_of(const float* x, const Divisor& scale, __m512i zero) {
-  const auto one = [&](const float* p) { return nearest_ints(load_floats(p) / scale).v; };
+// The codes of 64 floats.
+RW_INLINE __m512i codes_of(const float* x, __m512 scale, __m512i zero) {
+  const auto one = [&](const float* p) {
+    const __m512 v = _mm512_div_ps(_mm512_loadu_ps(p), scale);
+    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-32768.0f)), _mm512_set1_ps(32767.0f)));
+  };
   const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(one(x), one(x + 16)), zero);
   const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(one(x + 32), one(x + 48)), zero);
   // Packing within lanes leaves the dwords of the four sources interleaved.
@@ -204,10 +207,10 @@ constexpr Interleave three_planes = interleave_three();
 void quantize_image_row(const float* const* planes, int channels, uint8_t* y, int64_t y_pixel, int w, const float* scale, const int32_t* zero) {
   if (channels == 1 && y_pixel == 1) return quantize_run(planes[0], 1, y, 1, w, scale[0], zero[0]);
   int done = 0;
-  if (channels == 3 && y_pixel == 3 && divides(scale[0]) && divides(scale[1]) && divides(scale[2])) {
-    Divisor s[3];
+  if (channels == 3 && y_pixel == 3) {
+    __m512 s[3];
     __m512i z[3];
-    for (int c = 0; c < 3; ++c) s[c] = divisor(scale[c]), z[c] = _mm512_set1_epi16(static_cast<int16_t>(zero[c]));
+    for (int c = 0; c < 3; ++c) s[c] = _mm512_set1_ps(scale[c]), z[c] = _mm512_set1_epi16(static_cast<int16_t>(zero[c]));
     for (; done + 64 <= w; done += 64) {
       const __m512i c0 = codes_of(planes[0] + done, s[0], z[0]), c1 = codes_of(planes[1] + done, s[1], z[1]);
       const __m512i c2 = codes_of(planes[2] + done, s[2], z[2]);

@@ -274,7 +274,7 @@ void test_quantize() {
           [&] { for (int64_t i = 0; i < n; ++i) z.data[i] = quantize_one(floats[i], scales[i], zeros[i]); });
 }
 
-// Divisions without the instruction for it: quotients at halves and the numbers next to them, by every kind of scale.
+// Quotients at halves and the numbers next to them, by every kind of scale: a product with the reciprocal would not do.
 void test_quantize_ties() {
   const int n = 512;
   Fenced x(n * 4), y(n);
