@@ -197,7 +197,7 @@ void conv_run(const ConvShape& s, const ConvRun& run, int64_t pixel_begin, int64
     for (int c = 0; c < n; c += kBlock) {
       const ConvJob job = {&s, &run, finish, bias + c, bias + n + c * depth, smaller(kBlock, s.n - c), &pending};
       if (n - c > W) conv_block(job, silu ? AllTiles<2>::silu : AllTiles<2>::plain, row_pixels, c, begin, end);
-      else conv_block(job, silu ? AllTiles<1>::silu : AllTiles<1>::plain, row_pixels, c, begin, end);
+      else conv_block(job, AllTiles<1>::plain, row_pixels, c, begin, end);
     }
   }
   finish_pending(pending);

@@ -180,7 +180,7 @@ float unary_sequence(int function, float x, float a, float b) {
     case 2: return std::fmin(std::fmax(x, a), b);
     case 3: return x > 0.0f ? x : x * a;
     case 4: return sigmoid_sequence(x);
-    case 5: return x * sigmoid_sequence(x);
+    case 5: return x / (1.0f + exp_sequence(-x));
     case 6: return std::fmin(std::fmax(x * a + b, 0.0f), 1.0f);
     case 7: return x * std::fmin(std::fmax(x * 0.16666667f + 0.5f, 0.0f), 1.0f);
     case 8: return 2.0f * sigmoid_sequence(2.0f * x) - 1.0f;
