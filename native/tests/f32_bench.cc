@@ -117,7 +117,7 @@ double winograd(const rw::WinogradKernel& k, int size, int cin, int cout) {
 // What winograd_tile in ops/conv.cc is written from: 3x3, stride 1, the direct sum and both tiles.
 void rule(const rw::Kernels& k) {
   quiet = true;
-  const int channels[] = {16, 32, 64, 96, 128, 256, 512}, sizes[] = {104, 52, 26, 13, 7};
+  const int channels[] = {16, 32, 64, 96, 128, 256, 512}, sizes[] = {104, 52, 26, 13, 7, 5, 4};
   for (int size : sizes)
     for (int c : channels)
       for (int cout : {c, 2 * c}) {
