@@ -135,6 +135,34 @@ def test_the_exported_file_is_what_the_reference_computes(observer: str):
         assert np.sqrt(np.mean((a - true) ** 2)) < 0.03 * np.sqrt(np.mean(true**2))
 
 
+PADS = {
+    "zeros": ((), {}, True),
+    "a zero that is stated": (("none",), {}, True),
+    "another number": (("one",), {}, False),
+    "edge": ((), {"mode": "edge"}, True),
+    "reflect": ((), {"mode": "reflect"}, True),
+}
+
+
+@pytest.mark.parametrize("number, how, moves", PADS.values(), ids=PADS)
+def test_a_pad_moves_codes_where_its_number_has_one(number, how, moves):
+    more = {"amounts": np.array([0, 0, 1, 0, 0, 0, 0, 1]), "none": np.float32(0), "one": np.float32(1)}
+    pool = N("AveragePool", ["p"], ["b"], kernel_shape=[2, 2])
+    nodes = [STEM, *SILU, N("Pad", ["a", "amounts", *number], ["p"], **how), pool, LAST]
+    model = load(build(nodes, {**WEIGHTS, **more}), TASK)
+    placement = place(model.ir, NATIVE)
+    assert placement.source.get("p") == ("a" if moves else None)
+    small = Quantize("native")(model, pictures())
+    reference, exported = ReferenceRunner(small), to_qdq(small)
+    held = [o.form for o in reference.operations if o.nodes[0].op_type == "AveragePool"]
+    assert held == (["average"] if moves else ["float"])
+    step = max(float(small.encodings[n].scale) for n in ("a", "b") if n in small.encodings)
+    bound = 2 * step * np.abs(WEIGHTS["v"]).sum((1, 2, 3)).max()  # as above: every input of a pixel off by two codes
+    for x in tensors(3):
+        difference = ort(exported, x, optimize=False)["y"] - reference.run({"x": x})["y"]
+        assert np.abs(difference).max() <= bound and np.median(np.abs(difference)) < 0.02 * bound
+
+
 def test_one_scale_for_all_channels_is_far_worse():
     """What the scales per channel are for: a channel of a thousandth of the widest range."""
     model, true = network(), [ort(build(NET, WEIGHTS), x)["y"] for x in tensors()]
