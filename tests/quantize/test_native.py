@@ -12,6 +12,7 @@ from onnx_graphs import N, build, ort, rand
 from roadworthy.data.preprocess import Preprocess
 from roadworthy.data.samples import Sample, Samples
 from roadworthy.detect.spec import DecodeSpec
+from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, QuantSpec, encoding_of_ranges
 from roadworthy.model.model import Model, load
 from roadworthy.model.qdq import from_qdq, to_qdq
@@ -22,6 +23,7 @@ from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.place import place
 from roadworthy.quantize.quantize import activation_encodings
 from roadworthy.quantize.refine import image_encoding, refine, table_encoding
+from roadworthy.quantize.statistics import Statistics
 from roadworthy.quantize.weights import widen_for_bias
 from roadworthy.recipe import CorrectBias, Quantize
 from roadworthy.run.arithmetic import int8_refusal, unit_epilogue
@@ -290,3 +292,24 @@ def test_a_layer_that_would_overflow_computes_in_float_and_is_named():
     pixels = np.full((280, 250, 3), 255, np.uint8)
     small = Quantize("native", "minmax")(model, Samples([Sample("a", load=lambda: pixels, key="a")]))
     assert small.encodings["k"].storage and "r" not in small.encodings
+
+
+def test_every_image_counts_alike_when_ranges_are_tried():
+    """Relative errors of a loud and a quiet image, with NumPy; a quiet one would not count in a sum of squares."""
+    model = load(build([N("Conv", ["x", "u"], ["a"]), N("Conv", ["a", "v"], ["y"])], WEIGHTS, (1, 4, 5, 5)))
+    value, unit = g.values(model.ir)["a"], units(model.ir)[1]
+    images = [rand(1, 4, 5, 5), 0.01 * rand(1, 4, 5, 5, seed=1)]
+    statistics = Statistics()
+    for x in images:
+        statistics.update(x)
+    search = readers._Search(model, value, [unit], statistics, None)
+    for x in images:
+        search.look(x)
+
+    def layer(x: NDArray) -> NDArray:
+        return np.einsum("oc,chw->ohw", WEIGHTS["v"][:, :, 0, 0].astype(np.float64), x[0].astype(np.float64))
+
+    for encoding, found in zip(search.candidates, search._sums, strict=True):
+        errors = [np.square(layer(encoding.fake(x)) - layer(x)).sum() / np.square(layer(x)).sum() for x in images]
+        np.testing.assert_allclose(found, sum(errors), rtol=1e-3)  # float32 differences of close numbers
+        assert errors[1] > 20 * errors[0] or encoding is not search.candidates[0]
