@@ -120,9 +120,10 @@ RW_QUADS(2)
 using QuadFn = void (*)(const Block&, const QuadStrip&);
 
 // By groups (4, 2), pixels far apart or near, and epilogue kind. REAL takes the other tiles.
-#define RW_QUAD_KINDS(name, near) {name<EpilogueKind::linear, near>, name<EpilogueKind::table, near>, name<EpilogueKind::poly, near>}
-constexpr QuadFn kQuads4[2][3] = {RW_QUAD_KINDS(quads_4, false), RW_QUAD_KINDS(quads_4, true)};
-constexpr QuadFn kQuads2[2][3] = {RW_QUAD_KINDS(quads_2, false), RW_QUAD_KINDS(quads_2, true)};
+#define RW_QUAD_KINDS(name, near) \
+  {name<EpilogueKind::linear, near>, name<EpilogueKind::table, near>, name<EpilogueKind::poly, near>, nullptr, name<EpilogueKind::fine, near>}
+constexpr QuadFn kQuads4[2][5] = {RW_QUAD_KINDS(quads_4, false), RW_QUAD_KINDS(quads_4, true)};
+constexpr QuadFn kQuads2[2][5] = {RW_QUAD_KINDS(quads_2, false), RW_QUAD_KINDS(quads_2, true)};
 constexpr int kQuadLeast = 8;  // pixels of a row
 
 // `pixels` pixels of a row, at least kQuadLeast.

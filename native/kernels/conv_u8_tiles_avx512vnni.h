@@ -228,12 +228,12 @@ using TileFn = void (*)(const Block&, const Strip&);
 
 struct TileShape {
   int pixels;
-  TileFn run[4];     // by epilogue kind
-  TileFn single[4];  // one pixel
+  TileFn run[5];     // by epilogue kind
+  TileFn single[5];  // one pixel
 };
 
 #define RW_KINDS(name) \
-  {name<EpilogueKind::linear>, name<EpilogueKind::table>, name<EpilogueKind::poly>, name<EpilogueKind::real>}
+  {name<EpilogueKind::linear>, name<EpilogueKind::table>, name<EpilogueKind::poly>, name<EpilogueKind::real>, name<EpilogueKind::fine>}
 
 // By vectors per block.
 constexpr TileShape kTiles[5] = {

@@ -58,7 +58,7 @@ void pack_block(const DepthwiseShape& s, const ConvWeights& w, int block, uint8_
   std::memset(at, 0, block_bytes(s));
   int8_t* packed = reinterpret_cast<int8_t*>(at + sizeof(Constants));
   const int8_t* canonical = static_cast<const int8_t*>(w.w);
-  const int groups = groups_of(s);
+  const int groups = groups_of(s), lift = w.e.kind == EpilogueKind::fine ? kFineLift : 0;
   for (int lane = 0; lane < 64; ++lane) {
     const int c = channel_of(s.c, block, lane);
     if (c < 0) continue;
@@ -66,7 +66,7 @@ void pack_block(const DepthwiseShape& s, const ConvWeights& w, int block, uint8_
     k.bias[j][i] = w.e.bias[c];
     k.scale[j][i] = w.e.scale[c];
     if (w.e.kind == EpilogueKind::poly) k.out_scale[j][i] = w.e.out_scale[c];
-    if (w.e.kind != EpilogueKind::real) k.zero[lane % 16 / 8][lane / 16 * 8 + lane % 8] = static_cast<int16_t>(w.e.zero[c]);
+    if (w.e.kind != EpilogueKind::real) k.zero[lane % 16 / 8][lane / 16 * 8 + lane % 8] = static_cast<int16_t>(w.e.zero[c] + lift);
     for (int g = 0; g < groups; ++g)
       for (int slot = 0; slot < 4; ++slot) {
         const int tap = tap_of(s, g, slot);
@@ -429,6 +429,7 @@ void run(const DepthwiseShape& s, const DepthwiseRun& r, int begin, int end) {
     case EpilogueKind::linear: return run_kind<EpilogueKind::linear>(s, r, offset, begin, end);
     case EpilogueKind::table: return run_kind<EpilogueKind::table>(s, r, offset, begin, end);
     case EpilogueKind::poly: return run_kind<EpilogueKind::poly>(s, r, offset, begin, end);
+    case EpilogueKind::fine: return run_kind<EpilogueKind::fine>(s, r, offset, begin, end);
     case EpilogueKind::real: break;
   }
   run_kind<EpilogueKind::real>(s, r, offset, begin, end);

@@ -32,8 +32,8 @@ def conv_plan(**changes: object) -> Plan:
     }  # fmt: skip
     numbers = dict(zip(
         ("kh", "kw", "sh", "sw", "top", "left", "dh", "dw", "cin", "cout", "epilogue", "lo", "hi", "unary", "ua", "ub",
-         "a", "b", "kind"),
-        (3, 3, 1, 1, 1, 1, 1, 1, 2, 3, 3, 0, 255, 0, 0, 0, 0, 0, 0),
+         "b", "kind"),
+        (3, 3, 1, 1, 1, 1, 1, 1, 2, 3, 3, 0, 255, 0, 0, 0, 0, 0),
     ))  # fmt: skip
     arena = 6 * 6 * 2
     for key, value in changes.items():
