@@ -80,6 +80,9 @@ RW_INLINE void finish_quad(const Block& b, uint8_t* y, int64_t y_pixel, const A&
 #define RW_QUAD_FINISH(g)                                                                                                 \
   finish_quad<kind>(b, y + g * 4 * strip.y_pixel, strip.y_pixel, RW_A(g, 0), RW_A(g, 1), RW_A(g, 2), RW_A(g, 3));
 
+#define RW_QUAD_SPLIT(g) RW_SPLIT(g, a##g##_0, a##g##_0, 0, a##g##_1, 1, a##g##_2, 2, a##g##_3, 3)
+#define RW_QUAD_LOOK_UP(g) store_quad(b, y + g * 4 * strip.y_pixel, strip.y_pixel, RW_CODES(g));
+
 // Tiles of 4 * groups pixels, one behind the other, all in one row.
 #define RW_QUADS(groups)                                                                                             \
   template <EpilogueKind kind, bool near>                                                                            \
@@ -108,7 +111,13 @@ RW_INLINE void finish_quad(const Block& b, uint8_t* y, int64_t y_pixel, const A&
       if (kind == EpilogueKind::poly) {                                                                              \
         RW_PIXELS_##groups(RW_LOCATE_4) tables = poly_tables(*b.head);                                               \
       }                                                                                                              \
-      RW_PIXELS_##groups(RW_QUAD_FINISH)                                                                             \
+      if constexpr (kind == EpilogueKind::fine) {                                                                    \
+        RW_PIXELS_##groups(RW_HIGH) RW_PIXELS_##groups(RW_QUAD_SPLIT)                                                \
+        const FineTables fine = fine_tables(b.head->table);                                                          \
+        RW_PIXELS_##groups(RW_QUAD_LOOK_UP)                                                                          \
+      } else {                                                                                                       \
+        RW_PIXELS_##groups(RW_QUAD_FINISH)                                                                           \
+      }                                                                                                              \
       x_at += 4 * groups * strip.x_pixel;                                                                            \
       y += 4 * groups * strip.y_pixel;                                                                               \
     }                                                                                                                \

@@ -89,9 +89,12 @@ struct Finish<EpilogueKind::fine> {
   const uint8_t* table;
   explicit Finish(const Head& h) : table(h.table) {}
   inline __attribute__((always_inline)) void operator()(const Acc& a, const Constants& k, uint8_t* y, __mmask64 mask) const {
+    store_codes(y, fine_look_up(fine_tables(table), places(a, k)), mask);
+  }
+  RW_INLINE FineCodes places(const Acc& a, const Constants& k) {
     const __m512i low = sums(_mm512_cvtps_epi32(scaled(a.a0, k.scale[0])), _mm512_cvtps_epi32(scaled(a.a1, k.scale[1])), k.zero[0]);
     const __m512i high = sums(_mm512_cvtps_epi32(scaled(a.a2, k.scale[2])), _mm512_cvtps_epi32(scaled(a.a3, k.scale[3])), k.zero[1]);
-    store_codes(y, fine_codes(table, low, high), mask);
+    return fine_split(low, high);
   }
 };
 
@@ -138,6 +141,20 @@ struct Finish<EpilogueKind::real> {
     _mm512_mask_storeu_ps(out + 48, static_cast<__mmask16>(mask >> 48), _mm512_shuffle_f32x4(h01, h23, 0xdd));
   }
 };
+
+// Two outputs with the same constants.
+template <class F>
+RW_INLINE void finish_two(const F& finish, const Constants& k, const Acc& a, uint8_t* ya, __mmask64 ma, const Acc& b, uint8_t* yb, __mmask64 mb) {
+  finish(a, k, ya, ma);
+  finish(b, k, yb, mb);
+}
+
+RW_INLINE void finish_two(const Finish<EpilogueKind::fine>& finish, const Constants& k, const Acc& a, uint8_t* ya, __mmask64 ma, const Acc& b,
+                          uint8_t* yb, __mmask64 mb) {
+  const FinePair codes = fine_look_up_pair(finish.table, finish.places(a, k), finish.places(b, k));
+  store_codes(ya, codes.a, ma);
+  store_codes(yb, codes.b, mb);
+}
 
 }  // namespace
 }  // namespace rw

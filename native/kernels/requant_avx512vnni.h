@@ -98,7 +98,6 @@ RW_INLINE __m512i requant_pair(const RequantChannels& c, const A& a, int ja, con
 // Two such pairs to 64 codes.
 template <EpilogueKind kind>
 RW_INLINE __m512i requant_codes(const RequantHead& h, __m512i p, __m512i q) {
-  if (kind == EpilogueKind::fine) return fine_codes(h.table, p, q);
   const __m512i codes = _mm512_packus_epi16(p, q);
   if (kind == EpilogueKind::linear)
     return _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8(static_cast<char>(h.lo))),
@@ -109,6 +108,11 @@ RW_INLINE __m512i requant_codes(const RequantHead& h, __m512i p, __m512i q) {
     return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
   }
   return codes;
+}
+
+// FINE: four vectors to places in the table.
+RW_INLINE FineCodes fine_places(const RequantChannels& c, __m512i a, int ja, __m512i b, int jb, __m512i d, int jd, __m512i e, int je) {
+  return fine_split(requant_pair(c, Accumulators{a}, ja, Accumulators{b}, jb), requant_pair(c, Accumulators{d}, jd, Accumulators{e}, je));
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ class FineTable:
 def fine_table(function: Function, target: Encoding) -> FineTable | None:
     """The table of an activation whose result has one scale per tensor.
 
-    None where ten bits are too coarse (more than FINE), or where the result has the same code everywhere.
+    None where ten bits are too coarse (more than FINE), or where the result has one code only, or two and a step at 0.
     Raises UnsupportedError for a function that is no activation of a layer.
     """
     polynomial_range(function)
@@ -50,10 +50,14 @@ def fine_table(function: Function, target: Encoding) -> FineTable | None:
     if bounds is None:
         return None
     lo, hi = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    one = float(target.scale)
+    if hi - lo < 1e-3 * one:
+        return None
     step = (hi - lo) / (ENTRIES - 2)  # one step to spare: zero lies on a step
     zero = int(np.ceil(-lo / step))
     values = exact(function, step * (np.arange(ENTRIES) - zero))
-    if (np.abs(np.diff(values)).max() / float(target.scale)) ** 2 > FINE:
+    held = np.clip(values / one, target.qmin - int(target.zero_point) - 0.5, target.qmax - int(target.zero_point) + 0.5)
+    if np.abs(np.diff(held)).max() ** 2 > FINE:
         return None
     return FineTable(step, zero, quantize_exact(values, target).astype(np.uint8))
 
