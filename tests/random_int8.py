@@ -171,9 +171,8 @@ class Network(Builder):
         pad = k // 2 if self.chance(60) else 0
         free = [n + 2 * pad - k for n in (h, w)]
         sides = [(-(-f // stride) if ceil else f // stride) + 1 for f in free]
-        if any((count - 1) * stride >= n + pad for count, n in zip(sides, (h, w))):
-            # The last window would start behind the image, and is left out; ONNX's shape inference (1.23) counts it.
-            return source
+        # A window that would start behind the image is left out.
+        sides = [count - (bool(ceil) and (count - 1) * stride >= n + pad) for count, n in zip(sides, (h, w))]
         how: dict = {"kernel_shape": [k, k], "strides": [stride] * 2, "pads": [pad] * 4, "ceil_mode": ceil}
         if kind == "maxpool":
             return self.add("MaxPool", [source], (1, c, *sides), **how)

@@ -277,3 +277,35 @@ def test_an_integer_constant_survives_as_what_it_was():
     model = load(build([N("Constant", [], ["i"], value=indices), N("Gather", ["x", "i"], ["y"], axis=1)], opset=9))
     x = rand(1, 3, 8, 8)
     assert_allclose(ort(model.float_bytes(), x)["y"], x[:, [2, 0]])
+
+
+POOLS = [(op, k, s, p, side, include)
+         for op, includes in (("MaxPool", (None,)), ("AveragePool", (0, 1)))
+         for k, s, p, side in ((2, 2, 1, 7), (3, 3, 1, 6), (2, 3, 0, 7), (1, 2, 0, 6), (3, 2, 1, 8), (3, 2, 0, 7))
+         for include in includes]  # fmt: skip
+
+
+@pytest.mark.parametrize("op, k, s, p, side, include", POOLS)
+def test_a_window_that_starts_behind_the_image_is_not_counted(op, k, s, p, side, include):
+    """ONNX's shape inference counts it, ONNX Runtime does not; a layer behind the pool sees the right shape, too."""
+    how = {} if include is None else {"count_include_pad": include}
+    pool = N(op, ["x"], ["q"], kernel_shape=[k, k], strides=[s, s], pads=[p] * 4, ceil_mode=1, **how)
+    x = rand(1, 3, side, side)
+    model = build([pool, N("Conv", ["q", "w"], ["y"], pads=[1, 1, 1, 1])], {"w": W}, x.shape, outputs=("y", "q"))
+    wanted, loaded = ort(model, x), load(model)
+    got = ort(loaded.float_bytes(), x)
+    for name, array in wanted.items():
+        assert g.static_shape(g.values(loaded.ir)[name]) == array.shape
+        assert_allclose(got[name], array, atol=BOUND, rtol=0)
+
+
+def test_two_pools_in_a_row_and_a_shape_that_is_read_behind_them():
+    how = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1}
+    nodes = [N("MaxPool", ["x"], ["a"], **how), N("MaxPool", ["a"], ["b"], **how), N("Shape", ["b"], ["s"]),
+             N("Reshape", ["b", "s"], ["y"])]  # fmt: skip
+    x = rand(1, 3, 9, 9)
+    model = build(nodes, {}, x.shape)
+    # Its optimizer computes Shape ahead, from the size that shape inference states.
+    wanted, loaded = ort(model, x, optimize=False)["y"], load(model)
+    assert g.static_shape(g.values(loaded.ir)["y"]) == wanted.shape
+    assert np.array_equal(ort(loaded.float_bytes(), x)["y"], wanted)

@@ -12,6 +12,7 @@ from onnx_graphs import N, build, ort, rand
 from roadworthy.data.preprocess import Preprocess
 from roadworthy.data.samples import Sample, Samples
 from roadworthy.detect.spec import DecodeSpec
+from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, QuantSpec, encoding_of_ranges
 from roadworthy.model.model import Model, load
 from roadworthy.model.qdq import from_qdq, to_qdq
@@ -22,6 +23,7 @@ from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.place import place
 from roadworthy.quantize.quantize import activation_encodings
 from roadworthy.quantize.refine import image_encoding, refine, table_encoding
+from roadworthy.quantize.statistics import Statistics
 from roadworthy.quantize.weights import widen_for_bias
 from roadworthy.recipe import CorrectBias, Quantize
 from roadworthy.run.arithmetic import int8_refusal, unit_epilogue
@@ -133,6 +135,34 @@ def test_the_exported_file_is_what_the_reference_computes(observer: str):
         assert np.mean(np.abs(a - b)) < 0.02 * np.abs(b).max()
         true = ort(build(NET, WEIGHTS), x)["y"]
         assert np.sqrt(np.mean((a - true) ** 2)) < 0.03 * np.sqrt(np.mean(true**2))
+
+
+PADS = {
+    "zeros": ((), {}, True),
+    "a zero that is stated": (("none",), {}, True),
+    "another number": (("one",), {}, False),
+    "edge": ((), {"mode": "edge"}, True),
+    "reflect": ((), {"mode": "reflect"}, True),
+}
+
+
+@pytest.mark.parametrize("number, how, moves", PADS.values(), ids=PADS)
+def test_a_pad_moves_codes_where_its_number_has_one(number, how, moves):
+    more = {"amounts": np.array([0, 0, 1, 0, 0, 0, 0, 1]), "none": np.float32(0), "one": np.float32(1)}
+    pool = N("AveragePool", ["p"], ["b"], kernel_shape=[2, 2])
+    nodes = [STEM, *SILU, N("Pad", ["a", "amounts", *number], ["p"], **how), pool, LAST]
+    model = load(build(nodes, {**WEIGHTS, **more}), TASK)
+    placement = place(model.ir, NATIVE)
+    assert placement.source.get("p") == ("a" if moves else None)
+    small = Quantize("native")(model, pictures())
+    reference, exported = ReferenceRunner(small), to_qdq(small)
+    held = [o.form for o in reference.operations if o.nodes[0].op_type == "AveragePool"]
+    assert held == (["average"] if moves else ["float"])
+    step = max(float(small.encodings[n].scale) for n in ("a", "b") if n in small.encodings)
+    bound = 2 * step * np.abs(WEIGHTS["v"]).sum((1, 2, 3)).max()  # as above: every input of a pixel off by two codes
+    for x in tensors(3):
+        difference = ort(exported, x, optimize=False)["y"] - reference.run({"x": x})["y"]
+        assert np.abs(difference).max() <= bound and np.median(np.abs(difference)) < 0.02 * bound
 
 
 def test_one_scale_for_all_channels_is_far_worse():
@@ -262,3 +292,24 @@ def test_a_layer_that_would_overflow_computes_in_float_and_is_named():
     pixels = np.full((280, 250, 3), 255, np.uint8)
     small = Quantize("native", "minmax")(model, Samples([Sample("a", load=lambda: pixels, key="a")]))
     assert small.encodings["k"].storage and "r" not in small.encodings
+
+
+def test_every_image_counts_alike_when_ranges_are_tried():
+    """Relative errors of a loud and a quiet image, with NumPy; a quiet one would not count in a sum of squares."""
+    model = load(build([N("Conv", ["x", "u"], ["a"]), N("Conv", ["a", "v"], ["y"])], WEIGHTS, (1, 4, 5, 5)))
+    value, unit = g.values(model.ir)["a"], units(model.ir)[1]
+    images = [rand(1, 4, 5, 5), 0.01 * rand(1, 4, 5, 5, seed=1)]
+    statistics = Statistics()
+    for x in images:
+        statistics.update(x)
+    search = readers._Search(model, value, [unit], statistics, None)
+    for x in images:
+        search.look(x)
+
+    def layer(x: NDArray) -> NDArray:
+        return np.einsum("oc,chw->ohw", WEIGHTS["v"][:, :, 0, 0].astype(np.float64), x[0].astype(np.float64))
+
+    for encoding, found in zip(search.candidates, search._sums, strict=True):
+        errors = [np.square(layer(encoding.fake(x)) - layer(x)).sum() / np.square(layer(x)).sum() for x in images]
+        np.testing.assert_allclose(found, sum(errors), rtol=1e-3)  # float32 differences of close numbers
+        assert errors[1] > 20 * errors[0] or encoding is not search.candidates[0]

@@ -50,6 +50,11 @@ def test_the_lowest_code_is_never_used():
     assert narrow_codes(np.float32([[-10, -1.28, -1.27, 10]]), encoding).tolist() == [[-127, -127, -127, 127]]
 
 
+def test_unsigned_codes_keep_their_whole_range():
+    encoding = Encoding(np.float32(0.5), np.int64(10), 8, False)
+    assert narrow_codes(np.float32([-100, -5, 0, 500]), encoding).tolist() == [0, 0, 10, 255]
+
+
 def test_a_channel_of_zeros_and_a_spec_that_is_not_for_weights():
     w = rand(3, 4)
     w[1] = 0

@@ -37,6 +37,9 @@ def canonicalize(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] |
         value.shape = None
     for _ in range(8):
         g.infer_shapes(model)
+        while _drop_late_window(model):
+            g.drop_inferred_shapes(model)
+            g.infer_shapes(model)
         if not _fold_constants(model):
             break
     _plain_gemms(model)
@@ -109,6 +112,49 @@ def _drop_training_ops(model: g.IrModel) -> None:
                 continue
             g.replace_uses(out, source)
             g.remove_node(model, node)
+
+
+def _drop_late_window(model: g.IrModel) -> bool:
+    """Of the first pool with ceil_mode whose last window would start behind image and front padding: say without
+    ceil_mode what runtimes compute; true when there was one.
+
+    They leave that window out, as PyTorch does, but ONNX's shape inference (1.23) counts it. The windows that are left
+    end inside the padding, so the pool can be written with ceil_mode 0 and end padding that reaches just as far.
+    """
+    for node in g.nodes(model):
+        shape = g.static_shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+        ceil = node.op_type in ("MaxPool", "AveragePool", "LpPool") and g.attribute(node, "ceil_mode", 0)
+        if not ceil or shape is None or g.attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+            continue
+        sides, kernel = shape[2:], g.attribute(node, "kernel_shape")
+        strides, dilations = (g.attribute(node, k, (1,) * len(sides)) for k in ("strides", "dilations"))
+        pads = list(g.attribute(node, "pads", (0,) * 2 * len(sides)))
+        late, counts = False, []
+        for k, side in enumerate(sides):
+            reach, before = dilations[k] * (kernel[k] - 1) + 1, pads[k]
+            count = -(-(side + before + pads[k + len(sides)] - reach) // strides[k]) + 1
+            starts_behind = (count - 1) * strides[k] >= side + before
+            counts.append(count - starts_behind)
+            late |= starts_behind
+        if late and _without_ceil(node, sides, pads, counts):
+            return True
+    return False
+
+
+def _without_ceil(node: g.Node, sides: tuple[int, ...], pads: list[int], counts: list[int]) -> bool:
+    """Write a pool's number of windows as end padding; false where windows hang over padding that counts."""
+    kernel, rank = g.attribute(node, "kernel_shape"), len(sides)
+    strides, dilations = (g.attribute(node, k, (1,) * rank) for k in ("strides", "dilations"))
+    ends = []
+    for k, side in enumerate(sides):
+        reach = dilations[k] * (kernel[k] - 1) + 1
+        end = max((counts[k] - 1) * strides[k] + reach - side - pads[k], 0)
+        if end > pads[k + rank] and g.attribute(node, "count_include_pad", 0):
+            return False
+        ends.append(end)
+    g.set_attribute(node, "pads", [*pads[:rank], *ends])
+    g.drop_attribute(node, "ceil_mode")
+    return True
 
 
 def _plain_gemms(model: g.IrModel) -> None:

@@ -121,9 +121,9 @@ class Encoding:
 
 
 def narrow_codes(weight: NDArray, encoding: Encoding) -> NDArray:
-    """Integer codes of a weight in the narrow range -qmax..qmax, so that -x is exact."""
+    """Integer codes of a weight in the narrow range -qmax..qmax, so that -x is exact; unsigned ones as they are."""
     q = encoding.quantize(weight)
-    return np.maximum(q, -encoding.qmax).astype(encoding.dtype)
+    return np.maximum(q, -encoding.qmax) if encoding.signed else q
 
 
 def encoding_of_range(lo: float, hi: float, spec: QuantSpec) -> Encoding:

@@ -165,7 +165,7 @@ def _quantize_bias(ir: g.IrModel, anchor: g.Node, source: Encoding, weight: Enco
     q = np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     name = f"{value.name}{COPY}{anchor.name}"
     stored = g.add_constant(ir, name + "/q", q)
-    dq = _dequantize([stored, constants.get(scale, "s/")], name + SUFFIX, None if weight.axis is None else 0)
+    dq = _dequantize([stored, constants.get(scale, "s/")], name + SUFFIX, 0 if scale.ndim else None)
     g.insert_first(ir, [dq])
     anchor.replace_input_with(2, dq.outputs[0])
     g.drop_constant(ir, str(value.name))

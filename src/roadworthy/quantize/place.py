@@ -96,6 +96,10 @@ def passes_through(node: g.Node, target: Target) -> bool:
     if node.op_type == "Resize":  # a cubic overshoots the range of its input, a crop invents values
         cropped = g.attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
         return not cropped and g.attribute(node, "mode", "nearest") in ("nearest", "linear")
+    if node.op_type == "Pad":  # zero has a code in every encoding; another number may lie outside the range
+        number = node.inputs[2] if len(node.inputs) > 2 else None
+        constant = g.attribute(node, "mode", "constant") == "constant"
+        return not constant or number is None or ((n := g.constant(number)) is not None and not n.any())
     return True
 
 

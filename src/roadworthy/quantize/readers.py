@@ -1,15 +1,16 @@
 """Ranges by what the readers make of them: the clipping of a value that disturbs the layers behind it least.
 
 The squared error of a tensor says little where a reader saturates: a channel that reaches 139 and only ever pushes a
-SiLU to zero may be cut at a tenth of that, and gains three bits. So a few calibration images run through every layer
+SiLU to zero may be cut at less than half of that, and gains a bit. So a few calibration images run through every layer
 that reads the value, once as it is and once rounded, for each candidate range:
 
     m = max(|lo|, |hi|)      range(t) = max(lo, -t m) .. min(hi, t m)      t in CLIPS
-    error(t) = sum over readers of  E |f(conv(x rounded with range(t))) - f(conv(x))|^2 / E |f(conv(x))|^2
+    error(t) = sum over images and readers of  E |f(conv(x rounded with range(t))) - f(conv(x))|^2 / E |f(conv(x))|^2
 
-f is the reader's activation. The largest t with at most CUT times the least error is taken, as cutting shifts means,
-and shifts of many layers add up where roundings do not: one per channel where only depthwise layers read the value
-(each channel goes its own way there), else one per tensor.
+f is the reader's activation, E the mean over one image: each image counts alike, a loud one no more than others. The
+largest t with at most CUT times the least error is taken, as cutting shifts means, and shifts of many layers add up
+where roundings do not: one per channel where only depthwise layers read the value (each channel goes its own way
+there), else one per tensor.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from roadworthy.quantize.place import Placement
 from roadworthy.quantize.statistics import Statistics
 from roadworthy.run.ort import OrtRunner
 
-CLIPS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12)
+CLIPS = (1.0, 0.85, 0.7, 0.55, 0.4)
 CUT = 1.5
+QUIET = 1e-3
+"""Least energy of a channel, as a share of the mean of all: an image on which it is silent says nothing about it."""
 Key = tuple[str, int | None, tuple[str, ...]]
 """A value, the axis of its scales, and the names of the layers that read it."""
 _CODES = onnx.TensorProto.UINT8
@@ -104,12 +107,11 @@ class _Search:
         self.axis = axis
         self._x = str(value.name)
         self._layers = [_layer(model, value, unit, axis) for unit in behind]
-        self._energy = [np.zeros(()) for _ in behind]
-        self._sums = [[np.zeros(()) for _ in CLIPS] for _ in behind]
+        self._sums = [np.zeros(()) for _ in CLIPS]
 
     def look(self, x: NDArray) -> None:
         """Add one image's errors.   x: the value, as the float network makes it."""
-        for k, layer in enumerate(self._layers):
+        for layer in self._layers:
             for j, encoding in enumerate(self.candidates):
                 feeds = {
                     self._x: x,
@@ -117,14 +119,13 @@ class _Search:
                     "@q/zero": encoding.zero_point.astype(np.uint8),
                 }
                 found = layer.run(feeds)
-                self._sums[k][j] = self._sums[k][j] + found["@q/errors"].astype(np.float64)
-                if not j:
-                    self._energy[k] = self._energy[k] + found["@q/energies"].astype(np.float64)
+                energy = found["@q/energies"].astype(np.float64)
+                energy = np.maximum(energy, QUIET * energy.mean() + 1e-30)
+                self._sums[j] = self._sums[j] + found["@q/errors"].astype(np.float64) / energy
 
     def best(self) -> Encoding:
         """The encoding of least error; of every channel, where it has one each."""
-        relative = [np.stack(s) / np.maximum(e, 1e-30) for s, e in zip(self._sums, self._energy, strict=True)]
-        total = np.sum(relative, axis=0)
+        total = np.stack(self._sums)
         best = np.argmax(total <= CUT * total.min(0), axis=0)  # the first, and so the widest
         if self.axis is None:
             return self.candidates[int(best)]

@@ -89,7 +89,7 @@ TARGETS: dict[str, Target] = {
                 "Swish",
             }
         ),
-        passthrough_ops=_MOVES | {"Resize"},
+        passthrough_ops=_MOVES | {"Resize", "Pad"},
         fused_activations=frozenset({"Relu", "Clip"}),
         unit_activations=_NATIVE_ACTIVATIONS,
         symmetric_activations=False,
