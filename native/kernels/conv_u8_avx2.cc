@@ -20,10 +20,10 @@ constexpr int kChannels = 16;  // of a block
 constexpr int kPixels = 4;     // of a tile
 
 struct alignas(32) Head {
-  int32_t kind, lo, hi, unary;
-  float unary_a, unary_b, poly_a, poly_b;
   float poly[96];
-  uint8_t table[256];
+  uint8_t table[kFineEntries];
+  int32_t kind, lo, hi, unary;
+  float unary_a, unary_b, poly_b;
 };
 
 // Followed by the weights of the block.
@@ -46,9 +46,10 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   Head& head = *static_cast<Head*>(packed);
   head.kind = static_cast<int>(e.kind);
   head.lo = e.lo, head.hi = e.hi, head.unary = e.unary;
-  head.unary_a = e.unary_a, head.unary_b = e.unary_b, head.poly_a = e.poly_a, head.poly_b = e.poly_b;
+  head.unary_a = e.unary_a, head.unary_b = e.unary_b, head.poly_b = e.poly_b;
   if (e.kind == EpilogueKind::poly) memcpy(head.poly, e.poly, sizeof head.poly);
-  if (e.kind == EpilogueKind::table) memcpy(head.table, e.table, sizeof head.table);
+  if (e.kind == EpilogueKind::table) memcpy(head.table, e.table, 256);
+  if (e.kind == EpilogueKind::fine) memcpy(head.table, e.table, kFineEntries);
   const auto* w = static_cast<const int8_t*>(c.w);
   for (int n = 0; n < s.n; ++n) {
     uint8_t* block = static_cast<uint8_t*>(packed) + sizeof(Head) + n / kChannels * block_bytes(s);
@@ -90,7 +91,7 @@ RW_INLINE __m256i lookup_256(const uint8_t* table, __m256i codes) {
 }
 
 RW_INLINE __m256 poly_value(const Head& h, __m256 v) {
-  __m256 t = _mm256_add_ps(_mm256_mul_ps(v, _mm256_set1_ps(h.poly_a)), _mm256_set1_ps(h.poly_b));
+  __m256 t = _mm256_add_ps(v, _mm256_set1_ps(h.poly_b));
   t = _mm256_min_ps(_mm256_max_ps(t, _mm256_setzero_ps()), _mm256_set1_ps(31.0f));
   const __m256i i = _mm256_cvttps_epi32(t);
   __m256 f = _mm256_mul_ps(lookup_32(h.poly + 64, i), v);
@@ -132,6 +133,18 @@ RW_INLINE void store_real(const Head& h, const Constants& c, uint8_t* y, __m256i
   memcpy(y, some, 4 * valid);
 }
 
+// 16 entries of a table of ten bits, one by one: no instruction of this path finds more at a time.
+RW_INLINE void store_fine(const uint8_t* table, uint8_t* y, __m256i sums, int valid) {
+  alignas(32) uint16_t at[kChannels];
+  const __m256i clamped = _mm256_min_epi16(_mm256_max_epi16(sums, _mm256_setzero_si256()), _mm256_set1_epi16(kFineEntries - 1));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(at), clamped);
+  if (valid == kChannels) {
+    for (int c = 0; c < kChannels; ++c) y[c] = table[at[c]];
+  } else {
+    for (int c = 0; c < valid; ++c) y[c] = table[at[c]];
+  }
+}
+
 // Two pixels through the epilogue.
 template <EpilogueKind kind>
 RW_INLINE void finish(const Head& h, const Constants& c, int valid, uint8_t* ya, __m256i a0, __m256i a1, uint8_t* yb, __m256i b0,
@@ -143,6 +156,11 @@ RW_INLINE void finish(const Head& h, const Constants& c, int valid, uint8_t* ya,
   }
   const __m256i a = _mm256_packs_epi32(rounded<kind>(h, c, a0, 0), rounded<kind>(h, c, a1, 1));
   const __m256i b = _mm256_packs_epi32(rounded<kind>(h, c, b0, 0), rounded<kind>(h, c, b1, 1));
+  if (kind == EpilogueKind::fine) {
+    store_fine(h.table, ya, a, valid);
+    store_fine(h.table, yb, b, valid);
+    return;
+  }
   __m256i codes = _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
   if (kind == EpilogueKind::linear)
     codes = _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8(static_cast<char>(h.lo))),
@@ -195,7 +213,7 @@ void tile(const ConvShape& s, const int32_t* taps, const Head& h, const Constant
 
 using TileFn = void (*)(const ConvShape&, const int32_t*, const Head&, const Constants&, const uint8_t* const*, const Target&);
 constexpr TileFn kTile[] = {tile<EpilogueKind::linear>, tile<EpilogueKind::table>, tile<EpilogueKind::poly>,
-                            tile<EpilogueKind::real>};
+                            tile<EpilogueKind::real>,   tile<EpilogueKind::fine>};
 
 void run(const ConvShape& s, const ConvRun& r, int64_t pixel_begin, int64_t pixel_end) {
   const auto& head = *static_cast<const Head*>(r.packed);

@@ -69,7 +69,10 @@ void pack_block(const ConvShape& s, const ConvWeights& c, int c0, int vectors, C
       memcpy(to + l.bias + 4 * at, c.e.bias + channel, 4);
       memcpy(to + l.scale + 4 * at, c.e.scale + channel, 4);
       if (c.e.kind == EpilogueKind::poly) memcpy(to + l.out_scale + 4 * at, c.e.out_scale + channel, 4);
-      if (c.e.kind != EpilogueKind::real) memcpy(to + l.zero + 4 * at, c.e.zero + channel, 4);
+      if (c.e.kind != EpilogueKind::real) {
+        const int32_t zero = c.e.zero[channel] + (c.e.kind == EpilogueKind::fine ? kFineLift : 0);
+        memcpy(to + l.zero + 4 * at, &zero, 4);
+      }
       for (int t = 0; t < s.taps; ++t)
         for (int k = 0; k < s.k; ++k)
           to[l.weights + ((t * depth + k) / 4 * vectors + j) * 64 + 4 * lane + k % 4] =
@@ -83,8 +86,9 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   auto& head = *static_cast<RequantHead*>(packed);
   head.kind = static_cast<int>(e.kind);
   head.lo = e.lo, head.hi = e.hi, head.unary = e.unary;
-  head.unary_a = e.unary_a, head.unary_b = e.unary_b, head.poly_a = e.poly_a, head.poly_b = e.poly_b;
-  if (e.kind == EpilogueKind::table) memcpy(head.table, e.table, sizeof head.table);
+  head.unary_a = e.unary_a, head.unary_b = e.unary_b, head.poly_b = e.poly_b;
+  if (e.kind == EpilogueKind::table) memcpy(head.table, e.table, 256);
+  if (e.kind == EpilogueKind::fine) memcpy(head.table, e.table, kFineEntries);
   if (e.kind == EpilogueKind::poly) memcpy(head.poly, e.poly, sizeof head.poly);
   uint8_t* to = static_cast<uint8_t*>(packed) + sizeof(RequantHead);
   for (int c0 = 0; c0 < s.n;) {

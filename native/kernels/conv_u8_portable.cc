@@ -18,9 +18,9 @@ constexpr int kGather = 512;  // activations gathered at a time
 // The head of the packed block; arrays follow: bias, scale, zero, out scale (padded to whole blocks), weights.
 struct Head {
   int32_t kind, lo, hi, unary;
-  float unary_a, unary_b, poly_a, poly_b;
+  float unary_a, unary_b, poly_b;
   float poly[96];
-  uint8_t table[256];
+  uint8_t table[kFineEntries];
 };
 
 int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -59,10 +59,11 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   Head& head = *static_cast<Head*>(packed);
   head.kind = static_cast<int>(e.kind);
   const bool clamps = e.kind == EpilogueKind::linear;
-  head.lo = clamps ? e.lo : 0, head.hi = clamps ? e.hi : 255, head.unary = e.unary;
-  head.unary_a = e.unary_a, head.unary_b = e.unary_b, head.poly_a = e.poly_a, head.poly_b = e.poly_b;
+  const int entries = e.kind == EpilogueKind::table ? 256 : e.kind == EpilogueKind::fine ? kFineEntries : 0;
+  head.lo = clamps ? e.lo : 0, head.hi = clamps ? e.hi : entries ? entries - 1 : 255, head.unary = e.unary;
+  head.unary_a = e.unary_a, head.unary_b = e.unary_b, head.poly_b = e.poly_b;
   if (e.kind == EpilogueKind::poly) memcpy(head.poly, e.poly, sizeof head.poly);
-  if (e.kind == EpilogueKind::table) memcpy(head.table, e.table, sizeof head.table);
+  if (entries) memcpy(head.table, e.table, entries);
   memcpy(const_cast<int32_t*>(v.bias), e.bias, 4 * s.n);
   memcpy(const_cast<float*>(v.scale), e.scale, 4 * s.n);
   if (e.kind != EpilogueKind::real) memcpy(const_cast<int32_t*>(v.zero), e.zero, 4 * s.n);
@@ -98,16 +99,18 @@ void requantize(const View& v, int c0, const int32_t* acc, uint8_t* out) {
     const float* r = v.out_scale + c0;
     for (int c = 0; c < kLanes; ++c) {
       const float x = static_cast<float>(acc[c]) * scale[c];
-      const int i = static_cast<int>(clamp(x * h.poly_a + h.poly_b, 0.0f, 31.0f));
+      const int i = static_cast<int>(clamp(x + h.poly_b, 0.0f, 31.0f));
       const float f = (h.poly[64 + i] * x + h.poly[32 + i]) * x + h.poly[i];
       out[c] = static_cast<uint8_t>(clamp(round_to_int16(f * r[c]) + zero[c], 0, 255));
     }
     return;
   }
-  for (int c = 0; c < kLanes; ++c)
-    out[c] = static_cast<uint8_t>(clamp(round_to_int16(static_cast<float>(acc[c]) * scale[c]) + zero[c], h.lo, h.hi));
-  if (h.kind == static_cast<int>(EpilogueKind::table))
-    for (int c = 0; c < kLanes; ++c) out[c] = h.table[out[c]];
+  int q[kLanes];
+  for (int c = 0; c < kLanes; ++c) q[c] = clamp(round_to_int16(static_cast<float>(acc[c]) * scale[c]) + zero[c], h.lo, h.hi);
+  if (h.kind == static_cast<int>(EpilogueKind::linear))
+    for (int c = 0; c < kLanes; ++c) out[c] = static_cast<uint8_t>(q[c]);
+  else
+    for (int c = 0; c < kLanes; ++c) out[c] = h.table[q[c]];
 }
 
 void finish(const ConvShape& s, const View& v, int c0, const int32_t* acc, uint8_t* y) {

@@ -115,6 +115,17 @@ RW_INLINE void store_real_quad(const Block& b, uint8_t* y, int64_t y_pixel, __m5
     }                                                                           \
   }
 
+#define RW_QUAD_SPLIT(g) RW_SPLIT(g, a##g##_0, a##g##_0, 0, a##g##_1, 1, a##g##_2, 2, a##g##_3, 3)
+#define RW_QUAD_LOOK_UP(g) store_quad(b, y + g * 4 * strip.y_pixel, strip.y_pixel, RW_CODES(g));
+
+// Codes take all four vectors; only floats may take fewer.
+#define RW_QUAD_FINE_4(groups)                                  \
+  RW_PIXELS_##groups(RW_HIGH) RW_PIXELS_##groups(RW_QUAD_SPLIT) \
+  const FineTables fine = fine_tables(b.head->table);           \
+  RW_PIXELS_##groups(RW_QUAD_LOOK_UP)
+#define RW_QUAD_FINE_2(groups)
+#define RW_QUAD_FINE_1(groups)
+
 // Tiles of 4 * groups pixels, one behind the other, all in one row.
 #define RW_QUADS(groups, vectors)                                                          \
   template <EpilogueKind kind, Distance distance>                                          \
@@ -143,7 +154,11 @@ RW_INLINE void store_real_quad(const Block& b, uint8_t* y, int64_t y_pixel, __m5
       if constexpr (kind == EpilogueKind::poly) {                                          \
         RW_PIXELS_##groups(RW_LOCATE_##vectors) tables = poly_tables(*b.head);             \
       }                                                                                    \
-      RW_PIXELS_##groups(RW_QUAD_FINISH_##vectors)                                         \
+      if constexpr (kind == EpilogueKind::fine) {                                          \
+        RW_QUAD_FINE_##vectors(groups)                                                     \
+      } else {                                                                             \
+        RW_PIXELS_##groups(RW_QUAD_FINISH_##vectors)                                       \
+      }                                                                                    \
       x_at += 4 * groups * strip.x_pixel;                                                  \
       y += 4 * groups * strip.y_pixel;                                                     \
     }                                                                                      \
@@ -162,9 +177,9 @@ struct QuadTiles {
   QuadFn sixteen, eight;  // pixels
 };
 #define RW_QUAD_TILES(kind, distance) {quads_4x4<EpilogueKind::kind, distance>, quads_2x4<EpilogueKind::kind, distance>}
-#define RW_QUAD_KINDS(distance) {RW_QUAD_TILES(linear, distance), RW_QUAD_TILES(table, distance), RW_QUAD_TILES(poly, distance)}
-// By distance and epilogue kind; REAL by vectors - 1.
-constexpr QuadTiles kQuads[3][3] = {RW_QUAD_KINDS(kNear), RW_QUAD_KINDS(kMiddle), RW_QUAD_KINDS(kFar)};
+#define RW_QUAD_KINDS(distance) {RW_QUAD_TILES(linear, distance), RW_QUAD_TILES(table, distance), RW_QUAD_TILES(poly, distance), {nullptr, nullptr}, RW_QUAD_TILES(fine, distance)}
+// By distance and epilogue kind (REAL has tiles of its own, by vectors - 1).
+constexpr QuadTiles kQuads[3][5] = {RW_QUAD_KINDS(kNear), RW_QUAD_KINDS(kMiddle), RW_QUAD_KINDS(kFar)};
 constexpr QuadTiles kRealQuads[4] = {{quads_4x1<EpilogueKind::real, kFar>, quads_2x1<EpilogueKind::real, kFar>},
                                      {quads_4x2<EpilogueKind::real, kFar>, quads_2x2<EpilogueKind::real, kFar>},
                                      RW_QUAD_TILES(real, kFar),

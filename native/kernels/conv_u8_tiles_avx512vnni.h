@@ -91,6 +91,33 @@ RW_INLINE void store_real(const Block& b, uint8_t* y, const Accumulators& a, int
     _mm512_mask_storeu_ps(y + 64 * j, static_cast<__mmask16>(b.mask >> (16 * j)), v);
 }
 
+// 64 codes to the pixels they belong to.
+RW_INLINE void store_4(const Block& b, uint8_t* y, __m512i codes) { store_codes(b, y, codes); }
+
+RW_INLINE void store_3(const Block& b, uint8_t* y, __m512i codes) {
+  codes = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0), codes);
+  if (b.whole) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(codes));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 32), _mm512_extracti32x4_epi32(codes, 2));
+  } else {
+    _mm512_mask_storeu_epi8(y, b.mask, codes);
+  }
+}
+
+RW_INLINE void store_2(const Block& b, uint8_t* ya, uint8_t* yb, __m512i codes) {
+  codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), codes);
+  store_codes(b, ya, _mm512_castsi512_si256(codes));
+  store_codes(b, yb, _mm512_extracti64x4_epi64(codes, 1));
+}
+
+RW_INLINE void store_1(const Block& b, uint8_t* y0, uint8_t* y1, uint8_t* y2, uint8_t* y3, __m512i codes) {
+  codes = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), codes);
+  store_codes(b, y0, _mm512_castsi512_si128(codes));
+  store_codes(b, y1, _mm512_extracti32x4_epi32(codes, 1));
+  store_codes(b, y2, _mm512_extracti32x4_epi32(codes, 2));
+  store_codes(b, y3, _mm512_extracti32x4_epi32(codes, 3));
+}
+
 template <EpilogueKind kind, typename A>
 RW_INLINE void finish_4(const Block& b, uint8_t* y, const A& a0, const A& a1, const A& a2, const A& a3) {
   const RequantHead& h = *b.head;
@@ -98,7 +125,7 @@ RW_INLINE void finish_4(const Block& b, uint8_t* y, const A& a0, const A& a1, co
     store_real(b, y, a0, 0), store_real(b, y, a1, 1), store_real(b, y, a2, 2), store_real(b, y, a3, 3);
   } else {
     const __m512i p = requant_pair(b.channels, a0, 0, a1, 1), q = requant_pair(b.channels, a2, 2, a3, 3);
-    store_codes(b, y, requant_codes<kind>(h, p, q));
+    store_4(b, y, requant_codes<kind>(h, p, q));
   }
 }
 
@@ -109,14 +136,7 @@ RW_INLINE void finish_3(const Block& b, uint8_t* y, const A& a0, const A& a1, co
     store_real(b, y, a0, 0), store_real(b, y, a1, 1), store_real(b, y, a2, 2);
   } else {
     const __m512i p = requant_pair(b.channels, a0, 0, a1, 1), q = requant_pair(b.channels, a2, 2, a2, 2);
-    const __m512i together = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0);
-    const __m512i codes = _mm512_permutexvar_epi32(together, requant_codes<kind>(h, p, q));
-    if (b.whole) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(codes));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 32), _mm512_extracti32x4_epi32(codes, 2));
-    } else {
-      _mm512_mask_storeu_epi8(y, b.mask, codes);
-    }
+    store_3(b, y, requant_codes<kind>(h, p, q));
   }
 }
 
@@ -127,10 +147,7 @@ RW_INLINE void finish_2(const Block& b, uint8_t* ya, const A& a0, const A& a1, u
     store_real(b, ya, a0, 0), store_real(b, ya, a1, 1), store_real(b, yb, b0, 0), store_real(b, yb, b1, 1);
   } else {
     const __m512i p = requant_pair(b.channels, a0, 0, a1, 1), q = requant_pair(b.channels, b0, 0, b1, 1);
-    const __m512i apart = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    const __m512i codes = _mm512_permutexvar_epi64(apart, requant_codes<kind>(h, p, q));
-    store_codes(b, ya, _mm512_castsi512_si256(codes));
-    store_codes(b, yb, _mm512_extracti64x4_epi64(codes, 1));
+    store_2(b, ya, yb, requant_codes<kind>(h, p, q));
   }
 }
 
@@ -142,12 +159,7 @@ RW_INLINE void finish_1(const Block& b, uint8_t* y0, const A& a0, uint8_t* y1, c
     store_real(b, y0, a0, 0), store_real(b, y1, a1, 0), store_real(b, y2, a2, 0), store_real(b, y3, a3, 0);
   } else {
     const __m512i p = requant_pair(b.channels, a0, 0, a1, 0), q = requant_pair(b.channels, a2, 0, a3, 0);
-    const __m512i apart = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i codes = _mm512_permutexvar_epi32(apart, requant_codes<kind>(h, p, q));
-    store_codes(b, y0, _mm512_castsi512_si128(codes));
-    store_codes(b, y1, _mm512_extracti32x4_epi32(codes, 1));
-    store_codes(b, y2, _mm512_extracti32x4_epi32(codes, 2));
-    store_codes(b, y3, _mm512_extracti32x4_epi32(codes, 3));
+    store_1(b, y0, y1, y2, y3, requant_codes<kind>(h, p, q));
   }
 }
 
@@ -191,6 +203,21 @@ RW_INLINE void finish_unary(const Block& b, uint8_t* const* y, int64_t y_at) {
 #define RW_LOCATE_3(m) RW_VECTORS_3(RW_LOCATE, m)
 #define RW_LOCATE_4(m) RW_VECTORS_4(RW_LOCATE, m)
 
+// FINE goes in two passes, too: when the first has turned all accumulators into places in the table, half of the registers are
+// free, and the table is loaded once for the tile.
+#define RW_HIGH(m) [[maybe_unused]] __m512i high##m = _mm512_setzero_si512();
+#define RW_SPLIT(m, r, a, ja, b_, jb, c, jc, d, jd) \
+  { const FineCodes codes = fine_places(b.channels, a, ja, b_, jb, c, jc, d, jd); r = codes.low, high##m = codes.high; }
+#define RW_SPLIT_1(m, n, o, p) RW_SPLIT(m, a##m##_0, a##m##_0, 0, a##n##_0, 0, a##o##_0, 0, a##p##_0, 0)
+#define RW_SPLIT_2(m, n) RW_SPLIT(m, a##m##_0, a##m##_0, 0, a##m##_1, 1, a##n##_0, 0, a##n##_1, 1)
+#define RW_SPLIT_3(m) RW_SPLIT(m, a##m##_0, a##m##_0, 0, a##m##_1, 1, a##m##_2, 2, a##m##_2, 2)
+#define RW_SPLIT_4(m) RW_SPLIT(m, a##m##_0, a##m##_0, 0, a##m##_1, 1, a##m##_2, 2, a##m##_3, 3)
+#define RW_CODES(m) fine_look_up(fine, {a##m##_0, high##m})
+#define RW_LOOK_UP_1(m, n, o, p) store_1(b, y[m] + y_at, y[n] + y_at, y[o] + y_at, y[p] + y_at, RW_CODES(m));
+#define RW_LOOK_UP_2(m, n) store_2(b, y[m] + y_at, y[n] + y_at, RW_CODES(m));
+#define RW_LOOK_UP_3(m) store_3(b, y[m] + y_at, RW_CODES(m));
+#define RW_LOOK_UP_4(m) store_4(b, y[m] + y_at, RW_CODES(m));
+
 #define RW_TILE(pixels, vectors, groups)                                                                             \
   template <EpilogueKind kind>                                                                                       \
   void tile_##pixels##x##vectors(const Block& block, const Strip& strip) {                                           \
@@ -210,7 +237,13 @@ RW_INLINE void finish_unary(const Block& b, uint8_t* const* y, int64_t y_at) {
       if (kind == EpilogueKind::poly) {                                                                              \
         RW_PIXELS_##pixels(RW_LOCATE_##vectors) tables = poly_tables(*b.head);                                       \
       }                                                                                                              \
-      groups##_##pixels(RW_FINISH_##vectors)                                                                         \
+      if constexpr (kind == EpilogueKind::fine) {                                                                    \
+        RW_PIXELS_##pixels(RW_HIGH) groups##_##pixels(RW_SPLIT_##vectors)                                            \
+        const FineTables fine = fine_tables(b.head->table);                                                          \
+        groups##_##pixels(RW_LOOK_UP_##vectors)                                                                      \
+      } else {                                                                                                       \
+        groups##_##pixels(RW_FINISH_##vectors)                                                                       \
+      }                                                                                                              \
       if (kind == EpilogueKind::real) finish_unary<pixels>(b, y, y_at);                                              \
     }                                                                                                                \
   }
@@ -228,12 +261,12 @@ using TileFn = void (*)(const Block&, const Strip&);
 
 struct TileShape {
   int pixels;
-  TileFn run[4];     // by epilogue kind
-  TileFn single[4];  // one pixel
+  TileFn run[5];     // by epilogue kind
+  TileFn single[5];  // one pixel
 };
 
 #define RW_KINDS(name) \
-  {name<EpilogueKind::linear>, name<EpilogueKind::table>, name<EpilogueKind::poly>, name<EpilogueKind::real>}
+  {name<EpilogueKind::linear>, name<EpilogueKind::table>, name<EpilogueKind::poly>, name<EpilogueKind::real>, name<EpilogueKind::fine>}
 
 // By vectors per block.
 constexpr TileShape kTiles[5] = {

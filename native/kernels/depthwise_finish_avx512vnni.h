@@ -12,6 +12,7 @@
 #pragma GCC diagnostic pop
 
 #include "depthwise_u8.h"
+#include "fine_avx512vnni.h"
 
 namespace rw {
 namespace {
@@ -32,11 +33,13 @@ struct Acc {
 
 RW_INLINE __m512 scaled(__m512i acc, const float* scale) { return _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_loadu_ps(scale)); }
 
-// Saturating: within int16 after packs, so that adding the zero point and packing to u8 gives the exact sum's result.
+// Saturating: within int16 after packs, so that adding the zero point and clamping gives the exact sum's result.
+RW_INLINE __m512i sums(__m512i i0, __m512i i1, const int16_t* zero) {
+  return _mm512_adds_epi16(_mm512_packs_epi32(i0, i1), _mm512_load_si512(zero));
+}
+
 RW_INLINE __m512i codes(__m512i i0, __m512i i1, __m512i i2, __m512i i3, const Constants& k) {
-  const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(i0, i1), _mm512_load_si512(k.zero[0]));
-  const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(i2, i3), _mm512_load_si512(k.zero[1]));
-  return _mm512_packus_epi16(low, high);
+  return _mm512_packus_epi16(sums(i0, i1, k.zero[0]), sums(i2, i3, k.zero[1]));
 }
 
 RW_INLINE __m512i rounded(const Acc& a, const Constants& k) {
@@ -81,18 +84,32 @@ struct Finish<EpilogueKind::table> {
 };
 
 template <>
+struct Finish<EpilogueKind::fine> {
+  static constexpr int out_bytes = 1;
+  const uint8_t* table;
+  explicit Finish(const Head& h) : table(h.table) {}
+  inline __attribute__((always_inline)) void operator()(const Acc& a, const Constants& k, uint8_t* y, __mmask64 mask) const {
+    store_codes(y, fine_look_up(fine_tables(table), places(a, k)), mask);
+  }
+  RW_INLINE FineCodes places(const Acc& a, const Constants& k) {
+    const __m512i low = sums(_mm512_cvtps_epi32(scaled(a.a0, k.scale[0])), _mm512_cvtps_epi32(scaled(a.a1, k.scale[1])), k.zero[0]);
+    const __m512i high = sums(_mm512_cvtps_epi32(scaled(a.a2, k.scale[2])), _mm512_cvtps_epi32(scaled(a.a3, k.scale[3])), k.zero[1]);
+    return fine_split(low, high);
+  }
+};
+
+template <>
 struct Finish<EpilogueKind::poly> {
   static constexpr int out_bytes = 1;
-  __m512 c0[2], c1[2], c2[2], a, b;
+  __m512 c0[2], c1[2], c2[2], b;
   explicit Finish(const Head& h)
       : c0{_mm512_loadu_ps(h.poly), _mm512_loadu_ps(h.poly + 16)},
         c1{_mm512_loadu_ps(h.poly + 32), _mm512_loadu_ps(h.poly + 48)},
         c2{_mm512_loadu_ps(h.poly + 64), _mm512_loadu_ps(h.poly + 80)},
-        a(_mm512_set1_ps(h.poly_a)),
         b(_mm512_set1_ps(h.poly_b)) {}
   inline __attribute__((always_inline)) __m512i one(__m512i acc, const float* scale, const float* out_scale) const {
     const __m512 v = scaled(acc, scale);
-    const __m512 t = _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(_mm512_mul_ps(v, a), b), _mm512_setzero_ps()), _mm512_set1_ps(31.0f));
+    const __m512 t = _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(v, b), _mm512_setzero_ps()), _mm512_set1_ps(31.0f));
     const __m512i i = _mm512_cvttps_epi32(t);
     const __m512 q2 = _mm512_permutex2var_ps(c2[0], i, c2[1]);
     const __m512 q1 = _mm512_permutex2var_ps(c1[0], i, c1[1]);
@@ -124,6 +141,20 @@ struct Finish<EpilogueKind::real> {
     _mm512_mask_storeu_ps(out + 48, static_cast<__mmask16>(mask >> 48), _mm512_shuffle_f32x4(h01, h23, 0xdd));
   }
 };
+
+// Two outputs with the same constants.
+template <class F>
+RW_INLINE void finish_two(const F& finish, const Constants& k, const Acc& a, uint8_t* ya, __mmask64 ma, const Acc& b, uint8_t* yb, __mmask64 mb) {
+  finish(a, k, ya, ma);
+  finish(b, k, yb, mb);
+}
+
+RW_INLINE void finish_two(const Finish<EpilogueKind::fine>& finish, const Constants& k, const Acc& a, uint8_t* ya, __mmask64 ma, const Acc& b,
+                          uint8_t* yb, __mmask64 mb) {
+  const FinePair codes = fine_look_up_pair(finish.table, finish.places(a, k), finish.places(b, k));
+  store_codes(ya, codes.a, ma);
+  store_codes(yb, codes.b, mb);
+}
 
 }  // namespace
 }  // namespace rw

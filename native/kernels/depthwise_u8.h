@@ -9,9 +9,9 @@ namespace {
 
 // At the front of the packed constants.
 struct alignas(64) Head {
-  uint8_t table[256];
+  uint8_t table[kFineEntries];
   float poly[96];
-  float poly_a, poly_b;
+  float poly_b;
   int lo, hi;
   EpilogueKind kind;
   int unary;
@@ -21,9 +21,10 @@ struct alignas(64) Head {
 void fill_head(const Epilogue& e, void* packed) {
   Head& h = *static_cast<Head*>(packed);
   std::memset(packed, 0, sizeof h);
-  if (e.kind == EpilogueKind::table) std::memcpy(h.table, e.table, sizeof h.table);
+  if (e.kind == EpilogueKind::table) std::memcpy(h.table, e.table, 256);
+  if (e.kind == EpilogueKind::fine) std::memcpy(h.table, e.table, kFineEntries);
   if (e.kind == EpilogueKind::poly) std::memcpy(h.poly, e.poly, sizeof h.poly);
-  h.poly_a = e.poly_a, h.poly_b = e.poly_b;
+  h.poly_b = e.poly_b;
   h.lo = e.lo, h.hi = e.hi;
   h.kind = e.kind;
   h.unary = e.unary, h.unary_a = e.unary_a, h.unary_b = e.unary_b;

@@ -69,9 +69,11 @@ RW_INLINE void multiply(Acc& a, const uint8_t* first, const uint8_t* second, con
   a.high = _mm256_add_epi32(a.high, _mm256_madd_epi16(_mm256_unpackhi_epi16(x, y), load(w + 16)));
 }
 
-// Saturating: within int16 after packs, so that adding the zero point and packing to u8 gives the exact sum's result.
+// Saturating: within int16 after packs, so that adding the zero point and clamping gives the exact sum's result.
+RW_INLINE __m256i sums(__m256i low, __m256i high, const Constants& k) { return _mm256_adds_epi16(_mm256_packs_epi32(low, high), load(k.zero)); }
+
 RW_INLINE __m128i codes(__m256i low, __m256i high, const Constants& k) {
-  const __m256i q = _mm256_adds_epi16(_mm256_packs_epi32(low, high), load(k.zero));
+  const __m256i q = sums(low, high, k);
   return _mm_packus_epi16(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
 }
 
@@ -83,7 +85,7 @@ RW_INLINE __m256 entries(const float* p, __m256i i, __m256 bit3, __m256 bit4) {
 }
 
 RW_INLINE __m256i poly(const Head& h, __m256 v, const float* out_scale) {
-  __m256 t = _mm256_add_ps(_mm256_mul_ps(v, _mm256_set1_ps(h.poly_a)), _mm256_set1_ps(h.poly_b));
+  __m256 t = _mm256_add_ps(v, _mm256_set1_ps(h.poly_b));
   t = _mm256_min_ps(_mm256_max_ps(t, _mm256_setzero_ps()), _mm256_set1_ps(31.0f));
   const __m256i i = _mm256_cvttps_epi32(t);
   const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)), bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(i, 27));  // as signs
@@ -99,6 +101,17 @@ RW_INLINE void store(uint8_t* y, __m128i codes, int n) {
   std::memcpy(y, whole, static_cast<size_t>(n));
 }
 
+// Entries of a table of ten bits, one by one: no instruction of this path finds more at a time.
+RW_INLINE void store_fine(const uint8_t* table, uint8_t* y, __m256i q, int n) {
+  alignas(32) uint16_t at[16];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(at), _mm256_min_epi16(_mm256_max_epi16(q, _mm256_setzero_si256()), _mm256_set1_epi16(kFineEntries - 1)));
+  if (n == 16) {
+    for (int c = 0; c < 16; ++c) y[c] = table[at[c]];
+  } else {
+    for (int c = 0; c < n; ++c) y[c] = table[at[c]];
+  }
+}
+
 template <EpilogueKind kind>
 RW_INLINE void finish(const Head& h, const Constants& k, const Acc& a, uint8_t* y, int n) {
   const __m256 v = scaled(a.low, k.scale[0]), w = scaled(a.high, k.scale[1]);
@@ -110,6 +123,8 @@ RW_INLINE void finish(const Head& h, const Constants& k, const Acc& a, uint8_t* 
     _mm256_storeu_ps(out, _mm256_permute2f128_ps(v, w, 0x20));
     _mm256_storeu_ps(out + 8, _mm256_permute2f128_ps(v, w, 0x31));
     if (n != 16) std::memcpy(y, whole, static_cast<size_t>(n) * 4);
+  } else if (kind == EpilogueKind::fine) {
+    store_fine(h.table, y, sums(_mm256_cvtps_epi32(v), _mm256_cvtps_epi32(w), k), n);
   } else {
     const __m128i q = codes(_mm256_cvtps_epi32(v), _mm256_cvtps_epi32(w), k);
     if (kind == EpilogueKind::linear) {
@@ -193,6 +208,7 @@ void run(const DepthwiseShape& s, const DepthwiseRun& r, int begin, int end) {
     case EpilogueKind::linear: return run_kind<EpilogueKind::linear>(s, r, offset, begin, end);
     case EpilogueKind::table: return run_kind<EpilogueKind::table>(s, r, offset, begin, end);
     case EpilogueKind::poly: return run_kind<EpilogueKind::poly>(s, r, offset, begin, end);
+    case EpilogueKind::fine: return run_kind<EpilogueKind::fine>(s, r, offset, begin, end);
     case EpilogueKind::real: break;
   }
   run_kind<EpilogueKind::real>(s, r, offset, begin, end);

@@ -58,7 +58,7 @@ void pack_block(const DepthwiseShape& s, const ConvWeights& w, int block, uint8_
   std::memset(at, 0, block_bytes(s));
   int8_t* packed = reinterpret_cast<int8_t*>(at + sizeof(Constants));
   const int8_t* canonical = static_cast<const int8_t*>(w.w);
-  const int groups = groups_of(s);
+  const int groups = groups_of(s), lift = w.e.kind == EpilogueKind::fine ? kFineLift : 0;
   for (int lane = 0; lane < 64; ++lane) {
     const int c = channel_of(s.c, block, lane);
     if (c < 0) continue;
@@ -66,7 +66,7 @@ void pack_block(const DepthwiseShape& s, const ConvWeights& w, int block, uint8_
     k.bias[j][i] = w.e.bias[c];
     k.scale[j][i] = w.e.scale[c];
     if (w.e.kind == EpilogueKind::poly) k.out_scale[j][i] = w.e.out_scale[c];
-    if (w.e.kind != EpilogueKind::real) k.zero[lane % 16 / 8][lane / 16 * 8 + lane % 8] = static_cast<int16_t>(w.e.zero[c]);
+    if (w.e.kind != EpilogueKind::real) k.zero[lane % 16 / 8][lane / 16 * 8 + lane % 8] = static_cast<int16_t>(w.e.zero[c] + lift);
     for (int g = 0; g < groups; ++g)
       for (int slot = 0; slot < 4; ++slot) {
         const int tap = tap_of(s, g, slot);
@@ -136,12 +136,11 @@ RW_INLINE Acc column(const Line& t, const uint8_t* p) {
 
 template <int rows, class F>
 RW_INLINE void window(const Line& t, const F& finish, uint8_t* y, __mmask64 mask, const Acc& left, const Acc& middle, const Acc& right) {
-  for (int r = 0; r < rows; ++r) {
-    Acc a = bias(*t.k);
-    const __m512i* w = t.w + r * 12;
-    multiply(a, left, w), multiply(a, middle, w + 4), multiply(a, right, w + 8);
-    finish(a, *t.k, y + r * t.y_row, mask);
-  }
+  Acc a = bias(*t.k), b = a;
+  multiply(a, left, t.w), multiply(a, middle, t.w + 4), multiply(a, right, t.w + 8);
+  if (rows == 1) return finish(a, *t.k, y, mask);
+  multiply(b, left, t.w + 12), multiply(b, middle, t.w + 16), multiply(b, right, t.w + 20);
+  finish_two(finish, *t.k, a, y, mask, b, y + t.y_row, mask);
 }
 
 // Windows (x0, x1, x2) and (y0, y1, y2), whose results go to y and y + y_step, both whole.
@@ -152,8 +151,7 @@ RW_INLINE void windows(const Line& t, const F& finish, uint8_t* y, __mmask64 mas
     Acc a = bias(*t.k), b = a;
     const __m512i* w = t.w + r * 12;
     multiply(a, x0, b, y0, w), multiply(a, x1, b, y1, w + 4), multiply(a, x2, b, y2, w + 8);
-    finish(a, *t.k, y + r * t.y_row, mask);
-    finish(b, *t.k, y + r * t.y_row + t.y_step, mask);
+    finish_two(finish, *t.k, a, y + r * t.y_row, mask, b, y + r * t.y_row + t.y_step, mask);
   }
 }
 
@@ -277,8 +275,7 @@ __attribute__((noinline)) void general(const Line& line, const F& epilogue) {
   for (; i >= 2; i -= 2, p += 2 * t.x_step, y += 2 * t.y_step) {
     Acc a = bias(*t.k), b = a;
     for (int g = 0; g < t.groups; ++g) multiply(a, group(p, t.offset + g * 4), b, group(p + t.x_step, t.offset + g * 4), t.w + g * 4);
-    finish(a, *t.k, y, t.mask);
-    finish(b, *t.k, y + t.y_step, i == 2 ? t.last : t.mask);
+    finish_two(finish, *t.k, a, y, t.mask, b, y + t.y_step, i == 2 ? t.last : t.mask);
   }
   if (i == 0) return;
   Acc a = bias(*t.k);
@@ -316,10 +313,8 @@ __attribute__((noinline)) void five(const Line& line, const F& epilogue) {
     five_columns<4>(t, p, a, b, c, d), five_columns<5>(t, p, a, b, c, d), five_columns<6>(t, p, a, b, c, d), five_columns<7>(t, p, a, b, c, d);
     p += 4 * t.x_row;
     fifth_row(t, p, a), fifth_row(t, p + t.tap, b), fifth_row(t, p + 2 * t.tap, c), fifth_row(t, p + 3 * t.tap, d);
-    finish(a, *t.k, t.y, t.mask);
-    finish(b, *t.k, t.y + t.y_step, t.mask);
-    finish(c, *t.k, t.y + 2 * t.y_step, t.mask);
-    finish(d, *t.k, t.y + 3 * t.y_step, t.mask);
+    finish_two(finish, *t.k, a, t.y, t.mask, b, t.y + t.y_step, t.mask);
+    finish_two(finish, *t.k, c, t.y + 2 * t.y_step, t.mask, d, t.y + 3 * t.y_step, t.mask);
     t.n -= 4, t.x += 4 * t.tap, t.y += 4 * t.y_step;
   }
   general(t, finish);
@@ -429,6 +424,7 @@ void run(const DepthwiseShape& s, const DepthwiseRun& r, int begin, int end) {
     case EpilogueKind::linear: return run_kind<EpilogueKind::linear>(s, r, offset, begin, end);
     case EpilogueKind::table: return run_kind<EpilogueKind::table>(s, r, offset, begin, end);
     case EpilogueKind::poly: return run_kind<EpilogueKind::poly>(s, r, offset, begin, end);
+    case EpilogueKind::fine: return run_kind<EpilogueKind::fine>(s, r, offset, begin, end);
     case EpilogueKind::real: break;
   }
   run_kind<EpilogueKind::real>(s, r, offset, begin, end);

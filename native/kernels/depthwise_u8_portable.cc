@@ -10,7 +10,7 @@ namespace {
 // What pack() writes: this head, then bias, scale, zero, out scale (4 bytes each, c entries) and the weights [kh*kw][c].
 struct Head {
   Epilogue e;  // scalars only; its pointers are not used
-  uint8_t table[256];
+  uint8_t table[kFineEntries];
   float poly[96];
 };
 
@@ -44,7 +44,8 @@ void pack(const DepthwiseShape& s, const ConvWeights& w, void* packed) {
   Head head;
   std::memset(&head, 0, sizeof head);
   head.e = w.e;
-  if (w.e.kind == EpilogueKind::table) std::memcpy(head.table, w.e.table, sizeof head.table);
+  if (w.e.kind == EpilogueKind::table) std::memcpy(head.table, w.e.table, 256);
+  if (w.e.kind == EpilogueKind::fine) std::memcpy(head.table, w.e.table, kFineEntries);
   if (w.e.kind == EpilogueKind::poly) std::memcpy(head.poly, w.e.poly, sizeof head.poly);
   uint8_t* at = static_cast<uint8_t*>(packed);
   const size_t step = static_cast<size_t>(s.c) * 4;
@@ -57,7 +58,7 @@ void pack(const DepthwiseShape& s, const ConvWeights& w, void* packed) {
 }
 
 uint8_t poly_code(const Head& head, const Constants& k, int c, float v) {
-  float t = v * head.e.poly_a + head.e.poly_b;
+  float t = v + head.e.poly_b;
   t = t > 0.0f ? t : 0.0f;
   t = t < 31.0f ? t : 31.0f;
   const int i = static_cast<int>(t);
@@ -92,6 +93,9 @@ void finish(const Head& head, const Constants& k, const int32_t* acc, int first,
       break;
     case EpilogueKind::poly:
       for (int c = 0; c < n; ++c) codes[c] = poly_code(head, k, first + c, v[c]);
+      break;
+    case EpilogueKind::fine:
+      for (int c = 0; c < n; ++c) codes[c] = fine_code(head.table, v[c], zero[c]);
       break;
     case EpilogueKind::real: std::memcpy(static_cast<float*>(y) + first, v, static_cast<size_t>(n) * 4); break;
   }

@@ -22,7 +22,9 @@ struct Image {
   int h, w, c;
 };
 
-enum class EpilogueKind : int { linear = 0, table = 1, poly = 2, real = 3 };
+enum class EpilogueKind : int { linear = 0, table = 1, poly = 2, real = 3, fine = 4 };
+
+constexpr int kFineEntries = 1024;
 
 // How accumulators become results; canonical (channel c at index c). All pointers may be unaligned and have exactly n entries.
 struct Epilogue {
@@ -32,9 +34,9 @@ struct Epilogue {
   const float* scale;
   const int32_t* zero;
   const float* out_scale;  // poly
-  const uint8_t* table;    // 256 entries
+  const uint8_t* table;    // 256 entries, fine: 1024
   const float* poly;       // c0[32], c1[32], c2[32]
-  float poly_a, poly_b;
+  float poly_b;
   int lo, hi;
   int unary;               // real: a Unary
   float unary_a, unary_b;

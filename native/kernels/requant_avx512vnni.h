@@ -7,6 +7,7 @@
 // so weights and constants are stored in the order that makes this the natural one.
 // Multiplications and additions are separate intrinsics; the build forbids contraction (-ffp-contract=off).
 #pragma once
+#include "fine_avx512vnni.h"
 #include "float_math.h"
 #include "kernels.h"
 
@@ -16,9 +17,9 @@ namespace {
 // The head of a packed block: what all channels share.
 struct alignas(64) RequantHead {
   int32_t kind, lo, hi, unary;
-  float unary_a, unary_b, poly_a, poly_b;
-  uint8_t pad[32];
-  uint8_t table[256];
+  float unary_a, unary_b, poly_b;
+  uint8_t pad[36];
+  uint8_t table[kFineEntries];
   float poly[96];  // c0, c1, c2
 };
 
@@ -34,7 +35,7 @@ struct RequantChannels {
 // in their registers, and writes down their segments.
 RW_INLINE __m512i poly_locate(const RequantHead& h, const RequantChannels& c, __m512i acc, int j, __m512i* segment) {
   const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(c.scale + 16 * j));
-  const __m512 t = _mm512_add_ps(_mm512_mul_ps(v, _mm512_set1_ps(h.poly_a)), _mm512_set1_ps(h.poly_b));
+  const __m512 t = _mm512_add_ps(v, _mm512_set1_ps(h.poly_b));
   // The upper bound as an integer, which any pipe can do; what is too large for an unsigned one becomes the largest.
   const __m512i i = _mm512_cvttps_epu32(_mm512_max_ps(t, _mm512_setzero_ps()));
   _mm512_store_si512(segment, _mm512_min_epu32(i, _mm512_set1_epi32(31)));
@@ -107,6 +108,11 @@ RW_INLINE __m512i requant_codes(const RequantHead& h, __m512i p, __m512i q) {
     return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
   }
   return codes;
+}
+
+// FINE: four vectors to places in the table.
+RW_INLINE FineCodes fine_places(const RequantChannels& c, __m512i a, int ja, __m512i b, int jb, __m512i d, int jd, __m512i e, int je) {
+  return fine_split(requant_pair(c, Accumulators{a}, ja, Accumulators{b}, jb), requant_pair(c, Accumulators{d}, jd, Accumulators{e}, je));
 }
 
 }  // namespace

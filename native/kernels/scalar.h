@@ -21,6 +21,11 @@ static inline uint8_t to_code(float v, int zero, int lo, int hi) {
   return static_cast<uint8_t>(clamp_int(round_to_int16(v) + zero, lo, hi));
 }
 
+// The entry of a table of kFineEntries for rint(v) + zero.
+static inline uint8_t fine_code(const uint8_t* table, float v, int zero) {
+  return table[clamp_int(round_to_int16(v) + zero, 0, kFineEntries - 1)];
+}
+
 static inline uint8_t* byte_at(const Image& image, int64_t y, int64_t x) {
   return static_cast<uint8_t*>(image.data) + y * image.row + x * image.pixel;
 }

@@ -5,7 +5,7 @@
 namespace rw {
 namespace {
 
-enum Attribute { KH, KW, SH, SW, TOP, LEFT, DH, DW, CIN, COUT, EPILOGUE, LO, HI, UNARY_FN, UA, UB, POLY_A, POLY_B, KIND };
+enum Attribute { KH, KW, SH, SW, TOP, LEFT, DH, DW, CIN, COUT, EPILOGUE, LO, HI, UNARY_FN, UA, UB, POLY_B, KIND };
 enum Blob { WEIGHTS, BIAS, SCALE, ZERO, TABLE, POLY, OUT_SCALE, WEIGHT_SCALE };
 enum WeightKind { PLAIN, STORED_S8, STORED_S16 };
 
@@ -62,7 +62,7 @@ void read_weights(const Source& s, ConvSpec& c) {
 void check_range(const Source& s, const ConvSpec& c) {
   const auto* w = static_cast<const int8_t*>(c.weights);
   const int64_t per_channel = int64_t(c.taps()) * (c.depthwise ? 1 : c.cin);
-  const bool scaled = c.e.kind == EpilogueKind::linear || c.e.kind == EpilogueKind::table;
+  const bool scaled = c.e.kind == EpilogueKind::linear || c.e.kind == EpilogueKind::table || c.e.kind == EpilogueKind::fine;
   for (int n = 0; n < c.cout; n++) {
     int64_t sum = 0;
     int least = 0;
@@ -83,7 +83,7 @@ void check_range(const Source& s, const ConvSpec& c) {
 void read_epilogue(const Source& s, ConvSpec& c) {
   Epilogue& e = c.e;
   e = {};
-  e.kind = static_cast<EpilogueKind>(s.integer(EPILOGUE, "epilogue", 0, 3));
+  e.kind = static_cast<EpilogueKind>(s.integer(EPILOGUE, "epilogue", 0, 4));
   const bool real = e.kind == EpilogueKind::real;
   s.require(c.integer || real, "computes in floats, but has the epilogue of codes");
   if (!c.integer) s.require(c.out_float, "computes in floats, but writes codes");
@@ -103,14 +103,14 @@ void read_epilogue(const Source& s, ConvSpec& c) {
   if (real) {
     c.zero.assign(c.cout, 0);
   } else {
-    c.zero = s.integers(ZERO, "zero points", c.cout, 0, 255);
+    c.zero = s.integers(ZERO, "zero points", c.cout, 0, e.kind == EpilogueKind::fine ? kFineEntries - 1 : 255);
     e.lo = s.integer(LO, "lo", 0, 255);
     e.hi = s.integer(HI, "hi", e.lo, 255);
   }
   if (e.kind == EpilogueKind::table) c.table = s.blob<uint8_t>(TABLE, "table", 256);
+  if (e.kind == EpilogueKind::fine) c.table = s.blob<uint8_t>(TABLE, "table", kFineEntries);
   if (e.kind == EpilogueKind::poly) {
-    // Bounds that keep v*a + b a number, so that a segment is always found.
-    e.poly_a = s.real(POLY_A, "poly a", 1e6);
+    // A bound that keeps v + b a number, so that a segment is always found.
     e.poly_b = s.real(POLY_B, "poly b", 1e6);
     c.poly = s.reals(POLY, "polynomial", 96);
     c.out_scale = s.reals(OUT_SCALE, "output scales", c.cout);

@@ -86,15 +86,14 @@ struct Bench {
     for (auto& v : w) v = static_cast<int8_t>(static_cast<int>(generator() % 255) - 127);
     for (int t = 0; t < shape.taps; ++t) tap.push_back(static_cast<int32_t>(t * row));
     bias.assign(s.n, 100), zero.assign(s.n, 128), scale.assign(s.n, 1e-4f), out_scale.assign(s.n, 10.0f);
-    poly.assign(96, 0.1f), table.resize(256);
-    for (int i = 0; i < 256; ++i) table[i] = static_cast<uint8_t>(i);
+    poly.assign(96, 0.1f), table.resize(1024);
+    for (int i = 0; i < 1024; ++i) table[i] = static_cast<uint8_t>(i);
     const int64_t pixel = s.n * (shape.out_float ? 4 : 1);
     const int64_t y_row = (s.out + s.gap) * pixel;
     y.resize(static_cast<size_t>(s.out * y_row) + 64);
     packed = static_cast<uint8_t*>(aligned_alloc(64, (kernel.packed_bytes(shape) + 63) / 64 * 64));
     const rw::Epilogue e = {kind,        bias.data(), nullptr, scale.data(), zero.data(), out_scale.data(), table.data(),
-                            poly.data(), 2.0f,        15.0f,   0,            255,         0,                0.0f,
-                            0.0f};
+                            poly.data(), 15.0f,       0,       255,          0,           0.0f,             0.0f};
     kernel.pack(shape, {w.data(), e}, packed);
     auto* aligned = y.data() + (64 - reinterpret_cast<uintptr_t>(y.data()) % 64) % 64;
     run = {x.data(), row * s.stride, s.cin * s.stride, tap.data(), packed, aligned, y_row, pixel, s.out};
@@ -118,13 +117,13 @@ int main(int argc, char** argv) {
   if (path == "avx2") kernel = &rw::conv_u8_avx2;
   if (path == "avx512vnni") kernel = &rw::conv_u8_avx512vnni;
 #endif
-  printf("%s, us median (best), fraction of the vpdpbusd peak\n%-22s %26s %26s %26s %26s\n", path.c_str(), "shape", "LINEAR",
-         "TABLE", "POLY", "REAL");
+  printf("%s, us median (best), fraction of the vpdpbusd peak\n%-22s %26s %26s %26s %26s %26s\n", path.c_str(), "shape", "LINEAR",
+         "TABLE", "POLY", "REAL", "FINE");
   for (const Shape& s : kShapes) {
     if (std::string(s.name).find(part) == std::string::npos) continue;
     const double ops = 2.0 * s.kernel * s.kernel * s.cin * s.n * s.out * s.out;
     printf("%-22s", s.name);
-    for (int kind = 0; kind < 4; ++kind) {
+    for (int kind = 0; kind < 5; ++kind) {
       Bench b(*kernel, s, static_cast<rw::EpilogueKind>(kind));
       std::vector<double> times, peaks;
       const double begin = now_us();

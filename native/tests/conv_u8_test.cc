@@ -59,15 +59,15 @@ struct Case {
   std::vector<int32_t> bias, zero, tap;
   std::vector<float> scale, out_scale, poly;
   std::vector<uint8_t> table;
-  float poly_a, poly_b, unary_a, unary_b;
+  float poly_b, unary_a, unary_b;
   int lo, hi, unary;
   int out_h, out_w;
   int64_t origin, x_row, x_pixel, y_row, y_pixel, begin, end;
   size_t x_bytes, y_bytes;
 
   rw::Epilogue epilogue() const {
-    return {kind,       bias.data(), nullptr, scale.data(), zero.data(), out_scale.data(), table.data(), poly.data(), poly_a,
-            poly_b,     lo,          hi,      unary,        unary_a,     unary_b};
+    return {kind,       bias.data(), nullptr, scale.data(), zero.data(), out_scale.data(), table.data(), poly.data(), poly_b,
+            lo,         hi,          unary,   unary_a,      unary_b};
   }
 };
 
@@ -80,7 +80,7 @@ void draw_constants(Case& c) {
     for (auto& w : c.w) w = draw(0, 1) ? 127 : -127;
   for (int i = 0; i < n; ++i) {
     c.bias.push_back(draw(-1, 1) * static_cast<int>(spread * draw_float(0.0f, 1.0f)));
-    float target = c.kind == EpilogueKind::poly || c.kind == EpilogueKind::real ? 4.0f : 100.0f;
+    float target = c.kind == EpilogueKind::poly || c.kind == EpilogueKind::real ? 4.0f : c.kind == EpilogueKind::fine ? 400.0f : 100.0f;
     if (draw(0, 15) == 0) target *= 400.0f;  // saturates, int16 as well
     float scale = target / spread * draw_float(0.3f, 1.5f);
     if (draw(0, 3) == 0) scale = std::exp2(std::round(std::log2(scale)));  // ties of the rounding
@@ -90,16 +90,18 @@ void draw_constants(Case& c) {
   }
   if (c.kind == EpilogueKind::table)
     for (int i = 1; i < n; ++i) c.zero[i] = c.zero[0];
-  for (int i = 0; i < 256; ++i) c.table.push_back(static_cast<uint8_t>(generator()));
+  if (c.kind == EpilogueKind::fine)
+    for (int i = 0; i < n; ++i) c.zero[i] = draw(0, 3) ? draw(0, 1023) : 1023 * draw(0, 1);
+  for (int i = 0; i < (c.kind == EpilogueKind::fine ? 1024 : 256); ++i) c.table.push_back(static_cast<uint8_t>(generator()));
   for (int i = 0; i < 96; ++i) c.poly.push_back(draw_float(-1.0f, 1.0f) / static_cast<float>(1 << (i / 32 * 2)));
-  c.poly_a = draw_float(0.5f, 4.0f), c.poly_b = draw_float(0.0f, 31.0f);
+  c.poly_b = draw_float(0.0f, 31.0f);
   c.lo = draw(0, 1) ? 0 : draw(0, 120);
   c.hi = draw(0, 1) ? 255 : draw(130, 255);
 }
 
 Case draw_case() {
   Case c;
-  c.kind = static_cast<EpilogueKind>(draw(0, 3));
+  c.kind = static_cast<EpilogueKind>(draw(0, 4));
   const int cin = draw(0, 3) == 0 ? draw(1, 200) : draw(0, 2) == 0 ? draw(1, 16) : 4 * draw(1, 20);
   const int kh = draw(1, 7), kw = cin > 40 ? draw(1, 2) : draw(1, 7), stride = draw(1, 3);
   const bool point = draw(0, 2) == 0;  // 1x1
@@ -143,7 +145,7 @@ Case draw_case() {
 // One row of pixels at any small distance, which ends where reading must end.
 Case draw_close(int pixel, int k) {
   Case c;
-  c.kind = static_cast<EpilogueKind>(draw(0, 2));
+  c.kind = static_cast<EpilogueKind>(draw(0, 3) == 3 ? 4 : draw(0, 2));
   c.shape = {1, k, draw(0, 1) ? 16 : draw(1, 40), false};
   c.out_w = draw(8, 40), c.out_h = 1;
   c.tap = {0};
@@ -205,9 +207,11 @@ void expect_value(const Case& c, int n, int32_t acc, uint8_t* y) {
     *y = static_cast<uint8_t>(saturate(exact_rint(v), c.zero[n], c.lo, c.hi));
   } else if (c.kind == EpilogueKind::table) {
     *y = c.table[saturate(exact_rint(v), c.zero[n], 0, 255)];
+  } else if (c.kind == EpilogueKind::fine) {
+    const double q = static_cast<double>(exact_rint(v)) + c.zero[n];
+    *y = c.table[static_cast<int>(std::fmin(std::fmax(q, 0.0), 1023.0))];
   } else {
-    float t = v * c.poly_a;
-    t = t + c.poly_b;
+    float t = v + c.poly_b;
     t = std::fmin(std::fmax(t, 0.0f), 31.0f);
     const int i = static_cast<int>(t);
     float f = c.poly[64 + i] * v;

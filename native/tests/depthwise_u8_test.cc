@@ -23,7 +23,7 @@ struct Case {
   std::vector<int32_t> bias, zero;
   std::vector<float> scale, out_scale, poly;
   std::vector<uint8_t> table;
-  float poly_a, poly_b;
+  float poly_b;
   int lo, hi, unary;
   float unary_a, unary_b;
 };
@@ -33,21 +33,22 @@ void draw_constants(Case& c) {
   const float spread = std::sqrt(static_cast<float>(taps)) * 9000.0f;
   const bool extreme = draw(0, 7) == 0;
   for (int i = 0; i < taps * c.shape.c; ++i) c.w.push_back(static_cast<int8_t>(extreme ? (draw(0, 1) ? 127 : -127) : draw(-127, 127)));
+  const bool fine = c.kind == EpilogueKind::fine;
   const bool real_valued = c.kind == EpilogueKind::poly || c.kind == EpilogueKind::real;
   for (int i = 0; i < c.shape.c; ++i) {
-    float target = real_valued ? 4.0f : 100.0f;
+    float target = real_valued ? 4.0f : fine ? 400.0f : 100.0f;
     if (draw(0, 15) == 0) target *= 500.0f;  // beyond int16
     float scale = target / spread * draw_float(0.2f, 1.5f);
     if (draw(0, 3) == 0) scale = std::exp2(std::floor(std::log2(scale)));  // exact halves
     c.scale.push_back(scale);
     c.bias.push_back(draw(-20000, 20000));
-    c.zero.push_back(draw(0, 255));
+    c.zero.push_back(fine ? (draw(0, 3) ? draw(0, 1023) : 1023 * draw(0, 1)) : draw(0, 255));
     c.out_scale.push_back(draw_float(5.0f, 60.0f));
   }
-  for (int i = 0; i < 256; ++i) c.table.push_back(static_cast<uint8_t>(draw(0, 255)));
+  for (int i = 0; i < (fine ? 1024 : 256); ++i) c.table.push_back(static_cast<uint8_t>(draw(0, 255)));
   for (int i = 0; i < 96; ++i) c.poly.push_back(draw_float(-1.0f, 1.0f));
   c.poly[64] = c.poly[95] = 0.0f;  // asymptotes are straight lines, so that results stay within int32 (docs/engine.md)
-  c.poly_a = draw_float(0.5f, 4.0f), c.poly_b = draw_float(0.0f, 31.0f);
+  c.poly_b = draw_float(0.0f, 31.0f);
   c.lo = draw(0, 1) ? 0 : draw(0, 120);
   c.hi = draw(0, 1) ? 255 : draw(130, 255);
   c.unary = c.kind == EpilogueKind::real ? draw(0, 2) : 0;  // none, relu, clip(a, b)
@@ -58,7 +59,7 @@ Case draw_case() {
   static const int usual[] = {16, 32, 64, 128, 24, 48, 96, 40, 116, 8, 58, 192};
   Case c;
   rw::DepthwiseShape& s = c.shape;
-  c.kind = static_cast<EpilogueKind>(draw(0, 3));
+  c.kind = static_cast<EpilogueKind>(draw(0, 4));
   s.c = draw(0, 2) ? usual[draw(0, 11)] : draw(1, 200);
   const int form = draw(0, 9);
   s.kh = s.kw = form < 6 ? 3 : 5;
@@ -103,8 +104,11 @@ void expect_one(const Case& c, int ch, int64_t acc, uint8_t* y) {
     *y = saturated(std::nearbyint(v), c.zero[ch], c.lo, c.hi);
   } else if (c.kind == EpilogueKind::table) {
     *y = c.table[saturated(std::nearbyint(v), c.zero[ch], 0, 255)];
+  } else if (c.kind == EpilogueKind::fine) {
+    const double q = static_cast<double>(std::nearbyint(v)) + c.zero[ch];
+    *y = c.table[static_cast<int>(std::fmin(std::fmax(q, 0.0), 1023.0))];
   } else {
-    const float t = std::fmin(std::fmax(v * c.poly_a + c.poly_b, 0.0f), 31.0f);
+    const float t = std::fmin(std::fmax(v + c.poly_b, 0.0f), 31.0f);
     const int i = static_cast<int>(t);
     const float f = (c.poly[64 + i] * v + c.poly[32 + i]) * v + c.poly[i];
     *y = saturated(std::nearbyint(f * c.out_scale[ch]), c.zero[ch], 0, 255);
@@ -131,7 +135,7 @@ bool check(rw::Isa isa, const Case& c, const uint8_t* x, const std::vector<uint8
   uint8_t* packed = static_cast<uint8_t*>(aligned_alloc(64, room));
   std::memset(packed, 0x5a, room);
   const rw::Epilogue e = {c.kind,          c.bias.data(), nullptr,  c.scale.data(), c.zero.data(), c.out_scale.data(), c.table.data(),
-                          c.poly.data(),   c.poly_a,      c.poly_b, c.lo,           c.hi,          c.unary,            c.unary_a,
+                          c.poly.data(),   c.poly_b, c.lo,           c.hi,          c.unary,            c.unary_a,
                           c.unary_b};
   kernel.pack(c.shape, {c.w.data(), e}, packed);
   bool good = true;

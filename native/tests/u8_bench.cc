@@ -45,8 +45,8 @@ Times depthwise(rw::Isa isa, const Layer& l, int k, rw::EpilogueKind kind, int r
   for (auto& v : w) v = static_cast<int8_t>(draw(-127, 127));
   std::vector<int32_t> bias(c, 100), zero(c, 128);
   std::vector<float> scale(c, kind == rw::EpilogueKind::poly ? 1e-4f : 2e-3f), out_scale(c, 20.0f), poly(96, 0.5f);
-  std::vector<uint8_t> table(256, 7);
-  const rw::Epilogue e = {kind, bias.data(), nullptr, scale.data(), zero.data(), out_scale.data(), table.data(), poly.data(), 1.0f, 16.0f, 0, 255, 0, 0, 0};
+  std::vector<uint8_t> table(1024, 7);
+  const rw::Epilogue e = {kind, bias.data(), nullptr, scale.data(), zero.data(), out_scale.data(), table.data(), poly.data(), 16.0f, 0, 255, 0, 0, 0};
   void* packed = aligned_alloc(64, (kernel.packed_bytes(s) + 63) / 64 * 64);
   kernel.pack(s, {w.data(), e}, packed);
   const int in = (l.size - 1) * l.stride + k;
@@ -61,8 +61,8 @@ Times depthwise(rw::Isa isa, const Layer& l, int k, rw::EpilogueKind kind, int r
 void bench_depthwise(int repeats) {
   for (rw::Isa isa : paths()) {
     const int n = isa == rw::Isa::portable ? repeats / 50 + 1 : repeats;
-    for (const auto kind : {rw::EpilogueKind::linear, rw::EpilogueKind::table, rw::EpilogueKind::poly}) {
-      const char* names[] = {"linear", "table", "poly", "real"};
+    for (const auto kind : {rw::EpilogueKind::linear, rw::EpilogueKind::table, rw::EpilogueKind::fine, rw::EpilogueKind::poly}) {
+      const char* names[] = {"linear", "table", "poly", "real", "fine"};
       double best = 0, median = 0;
       for (const Layer& l : nano) {
         const Times t = depthwise(isa, l, 3, kind, n);

@@ -43,10 +43,10 @@ def finish(e: ar.Epilogue, acc: Array, axis: int) -> Array:
         return ar.evaluate(e.function, v)
     if e.kind == "poly":
         assert e.poly is not None
-        v = ar.polynomial(e.poly, e.poly_a, e.poly_b, v) * channel(e.out_scale)
+        v = ar.polynomial(e.poly, e.poly_b, v) * channel(e.out_scale)
     q = rounded(v) + channel(e.zero)
-    if e.kind == "table":
-        return np.asarray(e.table)[np.clip(q, 0, 255)]
+    if e.table is not None:
+        return np.asarray(e.table)[np.clip(q, 0, len(e.table) - 1)]
     return np.clip(q, e.lo, e.hi).astype(np.uint8)
 
 

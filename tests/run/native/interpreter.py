@@ -75,7 +75,7 @@ class Interpreter:
 
 def conv(op: PlanOp, views: list[NDArray], tensors: list[PlanTensor]) -> None:
     (x, y), (source, _) = views, tensors
-    kh, kw, sh, sw, top, left, dh, dw, cin, cout, kind, lo, hi, unary, ua, ub, pa, pb, weight_kind = op.attributes
+    kh, kw, sh, sw, top, left, dh, dw, cin, cout, kind, lo, hi, unary, ua, ub, pb, weight_kind = op.attributes
     weights, bias, scale, zero, table, poly, out_scale, weight_scale = op.blobs
     depthwise = op.code == Op.DEPTHWISE
     assert (x.shape[2] == cin and y.shape[2] == cout and x.strides[2] in (x.itemsize, 0)) or cin == 1
@@ -115,9 +115,11 @@ def conv(op: PlanOp, views: list[NDArray], tensors: list[PlanTensor]) -> None:
         return
     if kind == 2:
         made = np.frombuffer(poly, np.float32).reshape(3, 32)
-        v = ar.polynomial(made, bits_float(pa), bits_float(pb), v) * np.frombuffer(out_scale, np.float32)
+        v = ar.polynomial(made, bits_float(pb), v) * np.frombuffer(out_scale, np.float32)
     q = rounded(v) + np.frombuffer(zero, np.int32)
-    made = np.frombuffer(table, np.uint8)[np.clip(q, 0, 255)] if kind == 1 else np.clip(q, lo, hi)
+    codes = np.frombuffer(table, np.uint8)
+    assert len(codes) == {1: 256, 4: 1024}.get(kind, 0)
+    made = codes[np.clip(q, 0, len(codes) - 1)] if kind in (1, 4) else np.clip(q, lo, hi)
     assert y.dtype == np.uint8
     y[:] = made.reshape(y.shape)
 

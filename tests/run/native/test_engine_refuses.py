@@ -32,8 +32,8 @@ def conv_plan(**changes: object) -> Plan:
     }  # fmt: skip
     numbers = dict(zip(
         ("kh", "kw", "sh", "sw", "top", "left", "dh", "dw", "cin", "cout", "epilogue", "lo", "hi", "unary", "ua", "ub",
-         "a", "b", "kind"),
-        (3, 3, 1, 1, 1, 1, 1, 1, 2, 3, 3, 0, 255, 0, 0, 0, 0, 0, 0),
+         "b", "kind"),
+        (3, 3, 1, 1, 1, 1, 1, 1, 2, 3, 3, 0, 255, 0, 0, 0, 0, 0),
     ))  # fmt: skip
     arena = 6 * 6 * 2
     for key, value in changes.items():
@@ -64,6 +64,22 @@ def test_the_plan_is_right_to_begin_with():
 
 
 @pytest.mark.parametrize(
+    ("entries", "zero", "word"), [(1024, 1023, None), (256, 0, "table"), (1024, 1024, "zero"), (1024, -1, "zero")]
+)
+def test_a_table_of_ten_bits_is_checked(entries: int, zero: int, word: str | None):
+    plan = conv_plan(
+        epilogue=4, table=bytes(entries), zero=np.full(3, zero, np.int32).tobytes(), scale=np.full(3, 0.5, F).tobytes(),
+        y={"dtype": U8, "space": ARENA, "offset": 128}, arena=256,
+    )  # fmt: skip
+    if word is None:
+        native.Session(plan.to_bytes(), 1)
+        return
+    with pytest.raises(ValueError) as caught:
+        native.Session(plan.to_bytes(), 1)
+    assert word in str(caught.value) and "layer" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"top": 2}, ("layer", "CONV", "border")),
@@ -74,6 +90,7 @@ def test_the_plan_is_right_to_begin_with():
         ({"kh": 1 << 30}, ("layer", "kh")),
         ({"cin": 3}, ("layer", "channel counts")),
         ({"cout": 4}, ("layer", "channel counts")),
+        ({"epilogue": 5}, ("layer", "epilogue")),
         ({"epilogue": 4}, ("layer", "epilogue")),
         ({"epilogue": 0}, ("layer", "epilogue")),
         ({"unary": 99}, ("layer", "unary")),

@@ -296,7 +296,7 @@ def test_stored_weights_stay_stored():
     model = replace(model, encodings={"w": narrow, "v": wide})
     plan, given = lower(model), {"x": rand(1, 4, 6, 8)}
     layers = [op for op in plan.ops if op.code in (Op.CONV, Op.DEPTHWISE)]
-    assert [op.attributes[18] for op in layers] == [1, 2]
+    assert [op.attributes[17] for op in layers] == [1, 2]
     assert [len(op.blobs[0]) for op in layers] == [3 * 4 * 9, 2 * 3 * 4]
     wanted = ReferenceRunner(model).run(given)["y"]
     assert close(Interpreter(plan).run(given)["y"], wanted)

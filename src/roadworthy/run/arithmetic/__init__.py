@@ -12,6 +12,9 @@ from roadworthy.run.arithmetic.epilogue import unit_bias as unit_bias
 from roadworthy.run.arithmetic.epilogue import unit_epilogue as unit_epilogue
 from roadworthy.run.arithmetic.epilogue import unit_scale as unit_scale
 from roadworthy.run.arithmetic.epilogue import weights_codes as weights_codes
+from roadworthy.run.arithmetic.fine import FINE as FINE
+from roadworthy.run.arithmetic.fine import changing_range as changing_range
+from roadworthy.run.arithmetic.fine import fine_table as fine_table
 from roadworthy.run.arithmetic.functions import BINARY as BINARY
 from roadworthy.run.arithmetic.functions import NONE as NONE
 from roadworthy.run.arithmetic.functions import UNARY as UNARY

@@ -7,6 +7,7 @@
 Kinds of epilogue, chosen by what is encoded (p: the value in front of the activation, y: the unit's output):
 linear  q = clamp(rint(acc * scale / s_y) + z_y, lo, hi)
 table   q = T[sat(rint(acc * scale / s_p) + z_p)]
+fine    q = T[clamp(rint(acc * scale / s_p) + z_p, 0, 1023)], s_p and z_p from y alone (fine.py)
 poly    q = sat(rint(f(acc * scale) / s_y) + z_y), f in 32 pieces
 real    y = f(acc * scale), float32
 """
@@ -24,6 +25,7 @@ from roadworthy.errors import UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, narrow_codes
 from roadworthy.model.units import Unit
+from roadworthy.run.arithmetic.fine import fine_table
 from roadworthy.run.arithmetic.functions import F32, NONE, Function
 from roadworthy.run.arithmetic.nodes import function_of_unit
 from roadworthy.run.arithmetic.polynomial import fit_polynomial, range_below
@@ -39,19 +41,19 @@ SCALED_LIMIT = 2**30
 class Epilogue:
     """Constants of one unit, each per output channel unless said otherwise; see docs/engine.md.
 
-    scale: the multiplier m for linear and table, s_x * s_w for poly and real.   zero: z_y, for table z_p, for real 0.
-    out_scale: 1 / s_y (poly).   table: 256 codes.   poly, poly_a, poly_b: pieces of the activation.
+    scale: the multiplier m for linear, table and fine, s_x * s_w for real, a * s_x * s_w for poly.
+    zero: z_y, for table and fine z_p, for real 0.   out_scale: 1 / s_y (poly).   table: 256 codes, for fine 1024.
+    poly, poly_b: pieces of the activation (`fit_polynomial`).
     lo, hi: codes the result is clamped to (linear).   function: the activation (real; elsewhere for information).
     """
 
-    kind: Literal["linear", "table", "poly", "real"]
+    kind: Literal["linear", "table", "poly", "real", "fine"]
     bias: I32
     scale: F32
     zero: I32
     out_scale: F32 | None = None
     table: NDArray[np.uint8] | None = None
     poly: F32 | None = None
-    poly_a: float = 0.0
     poly_b: float = 0.0
     lo: int = 0
     hi: int = 255
@@ -133,10 +135,14 @@ def unit_epilogue(unit: Unit, encodings: Mapping[str, Encoding]) -> Epilogue:
     elif before is not None and is_u8(before) and before.axis is None and output.axis is None:
         table, zero = function_table(function, before, output), _per_channel(before.zero_point, channels)
         return Epilogue("table", bias, _ratio(scale, before), zero, table=table, function=function)
+    elif before is None and output.axis is None and (fine := fine_table(function, output)) is not None:
+        m = (scale.astype(np.float64) / fine.step).astype(np.float32)
+        return Epilogue("fine", bias, m, np.full(channels, fine.zero, np.int32), table=fine.table, function=function)
     poly, a, b = fit_polynomial(function, *range_below(function, output.range[1]))
+    pieces = (scale.astype(np.float64) * a).astype(np.float32)  # an accumulator in widths of a piece
     inverse = (1.0 / np.broadcast_to(output.scale, channels).astype(np.float64)).astype(np.float32)
     zero = _per_channel(output.zero_point, channels)
-    return Epilogue("poly", bias, scale, zero, inverse, poly=poly, poly_a=a, poly_b=b, function=function)
+    return Epilogue("poly", bias, pieces, zero, inverse, poly=poly, poly_b=b, function=function)
 
 
 def unit_bias(unit: Unit) -> NDArray[np.float64] | None:
@@ -254,6 +260,7 @@ def _overflow(unit: Unit, weight: Encoding, epilogue: Epilogue) -> str | None:
     largest = 255 * sums + np.abs(epilogue.bias.astype(np.int64))
     if (largest >= ACC_LIMIT).any():
         return "its sums could pass 31 bits"
-    if epilogue.kind in ("linear", "table") and (largest * epilogue.scale.astype(np.float64) >= SCALED_LIMIT).any():
+    rounded = epilogue.kind in ("linear", "table", "fine")
+    if rounded and (largest * epilogue.scale.astype(np.float64) >= SCALED_LIMIT).any():
         return "its output scale is too small beside its input and weight scales"
     return None

@@ -1,6 +1,8 @@
 """Activations as 32 quadratic pieces of equal width, evaluated in float32.
 
-    t = clamp(x * a + b, 0, 31)     i = int(t)     f(x) = (c2[i] * x + c1[i]) * x + c0[i]
+    v = x * a     t = clamp(v + b, 0, 31)     i = int(t)     f(x) = (c2[i] * v + c1[i]) * v + c0[i]
+
+v counts widths of a piece; a is part of what scales an accumulator.
 
 Piece 0 is the left asymptote (t < 1, x below `lo`), piece 31 the right one (x above `hi`), 1..30 lie between. The
 ranges are chosen so that a kink of the function falls on a border, and that asymptotes and pieces err about equally.
@@ -54,7 +56,7 @@ def range_below(function: Function, top: float) -> tuple[float, float]:
 
 
 def fit_polynomial(function: Function, lo: float, hi: float) -> tuple[F32, float, float]:
-    """Coefficients (3, 32: c0, c1, c2), a and b of the pieces of a function between lo and hi.
+    """Coefficients (3, 32: c0, c1, c2; for v = x * a), a and b of the pieces of a function between lo and hi.
 
     Each piece goes through the function at the three Chebyshev nodes, which is within a few per cent of the least
     possible largest error of a quadratic.
@@ -73,17 +75,18 @@ def fit_polynomial(function: Function, lo: float, hi: float) -> tuple[F32, float
     coefficients[:, 0] = _left(function)
     coefficients[:, -1] = _right(function)
     coefficients[np.abs(coefficients) < 1e-12] = 0.0  # rounding of a solve; straight pieces stay straight
+    coefficients /= np.array([[1.0], [a], [a * a]])
     return coefficients.astype(np.float32), a, b
 
 
-def polynomial(coefficients: NDArray[Any], a: float, b: float, x: NDArray[Any]) -> F32:
-    """The engine's float32 result; x of any shape."""
-    x = np.asarray(x, np.float32)
-    flat = x.reshape(-1)
-    t = np.minimum(np.maximum(flat * F(a) + F(b), F(0)), F(PIECES - 1))
+def polynomial(coefficients: NDArray[Any], b: float, v: NDArray[Any]) -> F32:
+    """The engine's float32 result; v of any shape."""
+    v = np.asarray(v, np.float32)
+    flat = v.reshape(-1)
+    t = np.minimum(np.maximum(flat + F(b), F(0)), F(PIECES - 1))
     piece = t.astype(np.int32)
     c0, c1, c2 = np.asarray(coefficients, np.float32)[:, piece]
-    return np.asarray((c2 * flat + c1) * flat + c0, np.float32).reshape(x.shape)
+    return np.asarray((c2 * flat + c1) * flat + c0, np.float32).reshape(v.shape)
 
 
 _GROWING = frozenset({"silu", "mish", "gelu_tanh", "gelu_erf", "softplus"})

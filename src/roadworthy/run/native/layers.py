@@ -33,7 +33,7 @@ from roadworthy.run.native.plan import Op, float_bits, function_bits
 from roadworthy.run.native.translate import Translator, unsupported
 from roadworthy.run.native.views import Map, View, take
 
-KINDS = {"linear": 0, "table": 1, "poly": 2, "real": 3}
+KINDS = {"linear": 0, "table": 1, "poly": 2, "real": 3, "fine": 4}
 
 
 def border_of(at: Windows, source_hw: Sequence[int]) -> Border:
@@ -47,8 +47,7 @@ def attributes(at: Windows, cin: int, cout: int, epilogue: Epilogue, weight_kind
     f = epilogue.function if epilogue.kind == "real" else NONE
     return (
         *at.kernel, *at.strides, *at.pads_begin, *at.dilations, cin, cout, KINDS[epilogue.kind], epilogue.lo,
-        epilogue.hi, *function_bits(f.code, f.a, f.b), float_bits(epilogue.poly_a),
-        float_bits(epilogue.poly_b), weight_kind,
+        epilogue.hi, *function_bits(f.code, f.a, f.b), float_bits(epilogue.poly_b), weight_kind,
     )  # fmt: skip
 
 
