@@ -63,15 +63,17 @@ def tasks() -> Iterator[tuple[str, Plan]]:
     from onnx_graphs import N, build, rand
     from test_detect_decode import CASES
 
-    shapes = [(case.spec, case.shapes) for case in CASES.values()]
-    shapes.append((DecodeSpec("classify", 5, scores_are_logits=True, class_names=tuple("abcde")), ((1, 5),)))
-    for number, (spec, outputs) in enumerate(shapes):
+    cases = [(case.spec, case.shapes, case.chances >= 0) for case in CASES.values()]
+    cases.append((DecodeSpec("classify", 5, scores_are_logits=True, class_names=tuple("abcde")), ((1, 5),), False))
+    for number, (spec, outputs, chances) in enumerate(cases):
         nodes = [N("AveragePool", ["x"], ["p"], kernel_shape=[8, 8], strides=[8, 8]), N("Flatten", ["p"], ["f"])]
         weights = {}
         for i, shape in enumerate(outputs):
             size = int(np.prod(shape))
             weights |= {f"w{i}": rand(72, size) * 0.02, f"b{i}": rand(size), f"s{i}": np.array(shape)}
-            nodes += [N("Gemm", ["f", f"w{i}", f"b{i}"], [f"g{i}"]), N("Reshape", [f"g{i}", f"s{i}"], [f"o{i}"])]
+            nodes += [N("Gemm", ["f", f"w{i}", f"b{i}"], [f"g{i}"])]
+            nodes += [N("Sigmoid", [f"g{i}"], [f"h{i}"])] if chances else []
+            nodes += [N("Reshape", [f"h{i}" if chances else f"g{i}", f"s{i}"], [f"o{i}"])]
         scaled = Preprocess((32, 48), scale=1 / 64, color="rgb" if number % 2 else "bgr")
         names = [f"o{i}" for i in range(len(outputs))]
         model = load(build(nodes, weights, (1, 3, 32, 48), outputs=names), Task(scaled, spec))

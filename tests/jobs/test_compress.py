@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from roadworthy.jobs.sample import detector, scenes
 from roadworthy.jobs.search import Advance, Ui
 from roadworthy.jobs.stages import Stages, pack_reference, unpack_reference
 from roadworthy.run import openvino
+from roadworthy.run.targets import TARGETS
 
 pytestmark = pytest.mark.usefixtures("speeds")
 QUICK = {"target": "ort", "effort": "quick", "threads": 1}
@@ -225,6 +227,17 @@ def test_auto_without_openvino_means_onnx_runtime(here: Path, monkeypatch: pytes
     Path("r.yaml").write_text("version: 1\nsteps: [{quantize: {target: openvino}}]")
     with pytest.raises(InputError, match=r"r\.yaml is for the target openvino, which is not installed"):
         small("other", target="auto", recipe="r.yaml")
+
+
+def test_without_the_engine_auto_says_so_and_native_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TARGETS, "native", replace(TARGETS["native"], available=lambda: False))
+    monkeypatch.setitem(TARGETS, "openvino", replace(TARGETS["openvino"], available=lambda: False))
+    report = small(target="auto", max_drop=100.0).report
+    assert report["result"]["target"] == "ort"
+    (told,) = (w for w in report["warnings"] if w.startswith("not tried on native: "))
+    assert "install a C++ compiler" in told
+    with pytest.raises(InputError, match=r"native engine is not built; install a C\+\+ compiler.*--target ort"):
+        small("other", target="native")
 
 
 @pytest.mark.skipif(not openvino.available(), reason="OpenVINO is not installed")
