@@ -484,7 +484,9 @@ def _report(
     }
     warnings = list(evidence.warnings)
     if replay is None and settings.target == "auto":
-        warnings += [f"not tried on {name}: {TARGETS[name].missing}" for name in TARGETS if name not in settings.targets]
+        warnings += [
+            f"not tried on {name}: {TARGETS[name].missing}" for name in TARGETS if name not in settings.targets
+        ]
     if replay is not None:
         for name, value in replay[1].items():
             if name != "target" and value != made_with.get(name):
