@@ -60,8 +60,9 @@ def randoms(count: int) -> Iterator[tuple[str, Plan]]:
 
 def tasks() -> Iterator[tuple[str, Plan]]:
     """Outputs of the shapes that each decoder takes, by one matrix each from the 4x6 means of a small image."""
-    from onnx_graphs import N, build, rand
     from test_detect_decode import CASES
+
+    from onnx_graphs import N, build, rand
 
     cases = [(case.spec, case.shapes, case.chances >= 0) for case in CASES.values()]
     cases.append((DecodeSpec("classify", 5, scores_are_logits=True, class_names=tuple("abcde")), ((1, 5),), False))
