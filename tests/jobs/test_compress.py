@@ -219,13 +219,40 @@ def test_a_task_file_without_preprocessing_leaves_it_to_the_images(here: Path):
 # Targets
 
 
+def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """As if these targets were not installed."""
+    for name in names:
+        monkeypatch.setitem(TARGETS, name, replace(TARGETS[name], available=lambda: False))
+
+
+@pytest.mark.skipif(not TARGETS["native"].available(), reason="the native engine is not built")
+def test_native_ships_the_plan_that_was_measured(here: Path, speeds):
+    """The plan in the folder is what was judged, gives the very outputs of the ONNX file on the engine, and replays."""
+    milliseconds = {"ort": 4.0, "openvino": 3.0, "native": 2.0}
+    speeds(lambda entry: milliseconds[entry.target] / (2 if entry.label.startswith("int8 ") else 1))
+    outcome = small(target="auto", max_drop=100.0)
+    assert outcome.report["result"]["target"] == "native" and outcome.report["result"]["path"] == "model.rwp"
+    assert sorted(p.name for p in Path("out").iterdir()) == sorted([*FILES, "model.rwp"])
+    plan = Path("out/model.rwp").read_bytes()
+    assert outcome.report["result"]["bytes"] == len(plan) == sum(outcome.report["size"]["compressed"].values())
+    assert outcome.report["result"]["sha256"] == hashlib.sha256(plan).hexdigest()
+    native = TARGETS["native"]
+    x = np.random.default_rng(0).random((1, 3, SIDE, SIDE)).astype(np.float32)
+    a, b = (native.runner(data, 1).run({"x": x})["y"] for data in (plan, model_bytes(outcome)))
+    assert np.array_equal(a, b)
+    again = small("again", target="auto", recipe="out/recipe.yaml")
+    assert again.report["result"]["target"] == "native" and Path("again/model.rwp").read_bytes() == plan
+    small(target="ort", max_drop=100.0, force=True)
+    assert sorted(p.name for p in Path("out").iterdir()) == sorted(FILES)  # no plan of another run is left behind
+
+
 def test_auto_without_openvino_means_onnx_runtime(here: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(openvino, "available", lambda: False)
+    without(monkeypatch, "openvino", "native")
     assert small(target="auto", max_drop=100.0).report["result"]["target"] == "ort"
     with pytest.raises(InputError, match=r"openvino is not installed.*roadworthy\[openvino\]"):
         small("other", target="openvino")
     Path("r.yaml").write_text("version: 1\nsteps: [{quantize: {target: openvino}}]")
-    with pytest.raises(InputError, match=r"r\.yaml is for the target openvino, which is not installed"):
+    with pytest.raises(InputError, match=r"r\.yaml cannot be replayed: the target openvino is not installed"):
         small("other", target="auto", recipe="r.yaml")
 
 
@@ -241,7 +268,8 @@ def test_without_the_engine_auto_says_so_and_native_is_refused(here: Path, monke
 
 
 @pytest.mark.skipif(not openvino.available(), reason="OpenVINO is not installed")
-def test_auto_takes_the_fastest_target_and_says_why_not_the_other(here: Path, speeds):
+def test_auto_takes_the_fastest_target_and_says_why_not_the_other(here: Path, speeds, monkeypatch: pytest.MonkeyPatch):
+    without(monkeypatch, "native")
     speeds(lambda entry: {"ort": 4.0, "openvino": 3.0}[entry.target] / (2 if entry.label.startswith("int8 ") else 1))
     report = small(target="auto", max_drop=100.0).report
     assert report["result"]["target"] == "openvino"
@@ -252,10 +280,9 @@ def test_auto_takes_the_fastest_target_and_says_why_not_the_other(here: Path, sp
 
 def test_a_restless_machine_is_asked_three_times_and_the_middle_counts(here: Path, monkeypatch: pytest.MonkeyPatch):
     """The candidate that lost the first measurement may win in the middle one; it must not keep the reason it lost."""
-    from dataclasses import replace
-
     if not openvino.available():
         pytest.skip("OpenVINO is not installed")
+    without(monkeypatch, "native")
     rounds = iter(["ort", "openvino", "openvino"])
 
     def restless(entries, **more):

@@ -49,7 +49,8 @@ from roadworthy.model.units import units
 from roadworthy.recipe import Calibration, Fold, Quantize, Recipe, StoreWeights, read_recipe
 from roadworthy.run.targets import TARGETS
 
-FILES = ("model.onnx", "model.rwp", "report.html", "report.json", "recipe.yaml")
+FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
+"""What every job writes; beside it the file that the target runs, where that is another than the ONNX file."""
 EFFORTS = ("quick", "normal", "thorough")
 RESOLUTION = 0.95
 """A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
@@ -233,7 +234,8 @@ def check_output(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file; give a folder with --out")
     if folder.is_dir() and any(folder.iterdir()):
-        strangers = sorted(p.name for p in folder.iterdir() if p.name not in FILES)
+        own = {*FILES, *(target.file for target in TARGETS.values())}
+        strangers = sorted(p.name for p in folder.iterdir() if p.name not in own)
         if strangers:
             raise InputError(f"the output folder {folder} holds other files ({strangers[0]}); give another with --out")
         if not force:
@@ -379,7 +381,7 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
                 " leave --target out"
             )
         if not TARGETS[step.target].available():
-            raise InputError(f"the recipe {settings.recipe} is for {step.target}, but {TARGETS[step.target].missing}")
+            raise InputError(f"the recipe {settings.recipe} cannot be replayed: {TARGETS[step.target].missing}")
         return str(step.target)
     if settings.target != "auto":
         return settings.target
@@ -404,7 +406,8 @@ def _final_speed(
     def entry(label: str, data: bytes, target: str) -> Entry:
         return Entry(label, data, target, frames, task.preprocess, decode)
 
-    targets = dict.fromkeys(t.target for t in chosen)
+    # ONNX Runtime is always among them: it is what most models run on today.
+    targets = dict.fromkeys([*(t.target for t in chosen), "ort"])
     entries = [entry(f"original on {name}", original, name) for name in targets]
     entries += [entry(f"{t.variant} on {t.target}", t.deployed, t.target) for t in chosen]
     measured: list[BenchResult] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,7 +69,11 @@ def gather(
     assert best.predictions is not None and best.judgement is not None
     interval = judge.interval(best.predictions, seed)
     base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
-    fastest = min((e for e in speed.entries if e.label.startswith("original on ")), key=lambda e: e.runtime.median_ms)
+    elsewhere = {
+        e.target: e.runtime.median_ms / mine.runtime.median_ms
+        for e in speed.entries
+        if e.label.startswith("original on ") and e.target != best.target
+    }
     ratio, spread = speed.compare(base.label, mine.label)
     warnings = [w for s in searches for w in s.warnings] + list(speed.notes)
     if dataset.note:
@@ -85,6 +90,8 @@ def gather(
     total = totals(inspect(_proto(folded)))
     layers, faults = _layers(model, best, calibration, task, costs)
     warnings += [f"layer by layer: {text}" for text in faults]
+    if best.variant.split(",")[0] == "int8":
+        warnings += _float_layers(best)
     looks = sum(1 for s in searches for t in s.trials if t.judgement is not None)
     if looks > 1 and any("in float" in t.variant or "bits" in t.variant for s in searches for t in s.trials):
         warnings.append(
@@ -98,8 +105,7 @@ def gather(
             judge,
             interval,
             ratio,
-            fastest.runtime.median_ms / mine.runtime.median_ms,
-            fastest.target,
+            elsewhere,
             searches,
             size_ratio,
             budgets,
@@ -131,6 +137,24 @@ def gather(
         layers=layers,
         pictures=_pictures(judge, best.predictions, task),
     )
+
+
+MOST_NAMED = 8
+
+
+def _float_layers(best: Trial) -> list[str]:
+    """Which layers of an int8 network the native engine computes in float, by name."""
+    if best.deployed is best.data:
+        return []
+    from roadworthy.run.native.runner import float_layers
+
+    lines = [f"on native, {line}" for line in float_layers(best.data)]
+    more = (
+        [f"the native engine computes {len(lines) - MOST_NAMED} more layers in float"]
+        if len(lines) > MOST_NAMED
+        else []
+    )
+    return lines[:MOST_NAMED] + more
 
 
 def _sha(data: bytes) -> str:
@@ -195,8 +219,7 @@ def _summary(
     judge: Judge,
     interval: Interval | None,
     ratio: float,
-    against_best: float,
-    best_runtime: str,
+    elsewhere: Mapping[str, float],
     searches: list[Search],
     size_ratio: float,
     budgets: list[dict[str, Any]],
@@ -221,10 +244,9 @@ def _summary(
             f" points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
         )
     lines.append(f"{model.size:,} -> {len(best.deployed):,} bytes: {size_ratio:.2f}x smaller.")
-    told = f"{ratio:.2f}x the speed of the original on {best.target}"
-    if best_runtime != best.target:
-        told += f", {against_best:.2f}x that of the original on its fastest runtime here ({best_runtime})"
-    lines.append(f"{told}.")
+    speeds = [f"{ratio:.2f}x the speed of the original on {best.target}"]
+    speeds += [f"{times:.2f}x on {target}" for target, times in elsewhere.items()]
+    lines.append(f"{', '.join(speeds)}.")
     return lines
 
 

@@ -57,7 +57,12 @@ class NativeRunner:
             self.notes = plan.notes
             data = plan.to_bytes()
         self._data = data
-        self.session = session(data, threads, **options)
+        try:
+            self.session = session(data, threads, **options)
+        except InputError as error:
+            if self._model is None:
+                raise
+            raise UnsupportedError(f"the native engine cannot run {self._model.source}: {error}") from error
         self.input_names: tuple[str, ...] = tuple(name for name, _ in self.session.inputs)
         self.output_names: tuple[str, ...] = tuple(name for name, _ in self.session.outputs)
         self._tapped: tuple[frozenset[str], Any] = (frozenset(), self.session)
@@ -120,6 +125,11 @@ def is_plan(data: bytes) -> bool:
 def plan_of(source: bytes) -> bytes:
     """The plan of an ONNX file (float, or with Q/DQ nodes); a plan is given back as it is."""
     return source if is_plan(source) else lower(_model(source)).to_bytes()
+
+
+def float_layers(source: bytes) -> tuple[str, ...]:
+    """One line per weighted layer of an ONNX file that the engine computes in float, and why."""
+    return lower(_model(source)).notes
 
 
 def load(model: bytes, threads: int = 0) -> NativeRunner:
