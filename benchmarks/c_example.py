@@ -59,7 +59,8 @@ def main() -> None:
     linked = {line.split()[0].rsplit("/", 1)[-1] for line in tell("ldd", program).splitlines()}
     linked = {name for name in linked if not name.startswith("ld-linux")}
     print(
-        f"program {program.stat().st_size / 1e6:.2f} MB, plan {len(plan) / 1e6:.2f} MB, links {', '.join(sorted(linked))}"
+        f"program {program.stat().st_size / 1e6:.2f} MB, plan {len(plan) / 1e6:.2f} MB,"
+        f" links {', '.join(sorted(linked))}"
     )
     if linked - SYSTEM:
         broken.append(f"links {', '.join(sorted(linked - SYSTEM))}")
@@ -72,8 +73,9 @@ def main() -> None:
         if peak_mb > MOST_MB:
             broken.append(f"{peak_mb} MB resident")
     counter = options.build / "allocations"
-    tell(os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-I", ROOT / "native/include", ROOT / "native/tests/allocations.cc",
-         next(options.build.rglob("libroadworthy.a")), "-lpthread", "-o", counter)  # fmt: skip
+    library = next(options.build.rglob("libroadworthy.a"))
+    source, include = ROOT / "native/tests/allocations.cc", ROOT / "native/include"
+    tell(os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-I", include, source, library, "-lpthread", "-o", counter)
     counted = subprocess.run([counter, plan_path], capture_output=True, text=True, check=False)
     print(counted.stdout, end="")
     if counted.returncode:
