@@ -42,7 +42,7 @@ void conv_pack(const ConvShape& s, const ConvWeights& weights, void* packed) {
 // three successive pairs: in one piece (some 95 cycles) it would keep too many later instructions from retiring.
 struct Pending {
   static constexpr int kMost = kMaxPixels * kMaxVectors + 10;
-  alignas(64) float x[kMost * W], shifted[kMost * W], r[kMost * W], p[kMost * W], e[kMost * W];  // from 4 * W on
+  alignas(64) float x[kMost * W], shifted[kMost * W], r[kMost * W], e[kMost * W];  // from 4 * W on
   uint8_t* y;
   int64_t step;
   int at, end;         // the next vector; how many there are, plus four
@@ -55,23 +55,22 @@ struct Pending {
     q.at += 2;
     finish(q, i);
     finish(q, i + W);
-    store(q.e + i + 2 * W, exp_middle<-1>(load(q.r + i + 2 * W), load(q.p + i + 2 * W)));
-    store(q.e + i + 3 * W, exp_middle<-1>(load(q.r + i + 3 * W), load(q.p + i + 3 * W)));
+    store(q.e + i + 2 * W, exp_middle<-1>(load(q.r + i + 2 * W)));
+    store(q.e + i + 3 * W, exp_middle<-1>(load(q.r + i + 3 * W)));
     begin(q, i + 4 * W);
     begin(q, i + 5 * W);
   }
 
   RW_INLINE void begin(Pending& q, int i) {
-    V s, r, p;
-    exp_begin<-1>(load(q.x + i), s, r, p);
+    V s, r;
+    exp_begin<-1>(load(q.x + i), s, r);
     store(q.shifted + i, s);
     store(q.r + i, r);
-    store(q.p + i, p);
   }
 
   RW_INLINE void finish(Pending& q, int i) {
     if (i < 4 * W || i >= q.end * W) return;
-    const V result = load(q.x + i) * (set(1.0f) / (set(1.0f) + exp_end(load(q.e + i), load(q.shifted + i))));
+    const V result = load(q.x + i) / (set(1.0f) + exp_end(load(q.e + i), load(q.shifted + i)));
     float* out = reinterpret_cast<float*>(q.y) + q.part * W;
     const int exist = q.n - q.part * W;
     if (exist >= W) store(out, result);
@@ -108,14 +107,28 @@ RW_INLINE void put_clamped(const V* acc, const Finish& f, uint8_t* y, int64_t st
 
 template <int... I> RW_INLINE void put_all(const V* acc, float* y, Indices<I...>) { ((store(y + I * W, acc[I])), ...); }
 
+// SiLU of the results of a tile, four vectors at a time (the buffer has a multiple of four), straight into the image.
+template <int NV> __attribute__((noinline)) void put_silu(const float* x, int vectors, uint8_t* y, int64_t step, int n) {
+  for (int i = 0; i < vectors; i += 4, y += 4 / NV * step) {
+    const Four r = silu_of(Four{{load(x + i * W), load(x + (i + 1) * W), load(x + (i + 2) * W), load(x + (i + 3) * W)}});
+    if (i + 4 <= vectors && n == NV * W) {
+      for (int v = 0; v < 4; v++) store(reinterpret_cast<float*>(y + v / NV * step) + v % NV * W, r.v[v]);
+    } else {
+      for (int v = 0; v < smaller(4, vectors - i); v++)
+        store(reinterpret_cast<float*>(y + v / NV * step) + v % NV * W, r.v[v], smaller(W, n - v % NV * W));
+    }
+  }
+}
+
 template <int P, int NV>
 __attribute__((noinline)) void conv_tile(const ConvJob& job, const uint8_t* x, uint8_t* y) {
   const ConvRun& run = *job.run;
   V acc[P * NV];
   Tile<P, NV>::run(acc, x, run.x_pixel, run.tap, job.shape->taps, job.shape->k, job.w, job.bias);
   if (job.finish->clamps) return put_clamped<P, NV>(acc, *job.finish, y, run.y_pixel, job.n, typename UpTo<P * NV>::type{});
-  alignas(64) float buffer[P * NV * W];
+  alignas(64) float buffer[(P * NV + 3) / 4 * 4 * W];
   put_all(acc, buffer, typename UpTo<P * NV>::type{});
+  if (job.finish->function == kSilu) return put_silu<NV>(buffer, P * NV, y, run.y_pixel, job.n);
   apply_unary(buffer, buffer, P * NV * W, job.finish->function, job.finish->a, job.finish->b);
   for (int p = 0; p < P; p++) {
     float* out = reinterpret_cast<float*>(y + p * run.y_pixel);
@@ -184,7 +197,7 @@ void conv_run(const ConvShape& s, const ConvRun& run, int64_t pixel_begin, int64
     for (int c = 0; c < n; c += kBlock) {
       const ConvJob job = {&s, &run, finish, bias + c, bias + n + c * depth, smaller(kBlock, s.n - c), &pending};
       if (n - c > W) conv_block(job, silu ? AllTiles<2>::silu : AllTiles<2>::plain, row_pixels, c, begin, end);
-      else conv_block(job, silu ? AllTiles<1>::silu : AllTiles<1>::plain, row_pixels, c, begin, end);
+      else conv_block(job, AllTiles<1>::plain, row_pixels, c, begin, end);
     }
   }
   finish_pending(pending);

@@ -26,40 +26,36 @@ template <class T, class... Rest> RW_INLINE T horner(T x, T sum, float next, Res
 // it matters. That gives the same bits and takes no instruction to negate x.
 // rint: adding 1.5 * 2^23 rounds half to even (|x| < 2^22) and leaves k in the lowest bits, from where it is added to the exponent:
 // an exact scaling, because the result is a normal number for all of -87..88.
-// In parts, because the float convolutions work them out at different times.
+// In three parts, because the float convolutions work them out at different times.
 template <int Sign, class T> RW_INLINE T next_step(T a, float c) {  // the next step of the polynomial: c + a or, where a has -r in it, c - a
   if constexpr (Sign > 0) return a + set(c);
   else return set(c) - a;
 }
-template <int Sign, class T> RW_INLINE void exp_begin(T x, T& shifted, T& r, T& p) {
+template <int Sign, class T> RW_INLINE void exp_begin(T x, T& shifted, T& r) {
   const V magic = set(12582912.0f);
   x = Sign > 0 ? clamped(x, -87.0f, 88.0f) : clamped(x, -88.0f, 87.0f);
   shifted = x * set(Sign * 1.44269504f) + magic;
   const T k = shifted - magic;
   r = x - k * set(Sign * 0.693359375f);
   r = r - k * set(Sign * -2.12194440e-4f);
-  p = next_step<Sign>(set(1.9875691500e-4f) * r, 1.3981999507e-3f);
 }
-template <int Sign, class T> RW_INLINE T exp_first(T r, T p) {
-  p = next_step<Sign>(p * r, 8.3334519073e-3f);
-  return next_step<Sign>(p * r, 4.1665795894e-2f);
+template <int Sign, class T> RW_INLINE T exp_middle(T r) {
+  T p = next_step<Sign>(set(8.289708e-3f) * r, 4.189783e-2f);
+  p = next_step<Sign>(p * r, 1.6667648e-1f);
+  p = next_step<Sign>(p * r, 4.999915e-1f);
+  p = next_step<Sign>(p * r, 9.999997e-1f);
+  return next_step<Sign>(p * r, 1.0f);
 }
-template <int Sign, class T> RW_INLINE T exp_second(T r, T p) {
-  p = next_step<Sign>(p * r, 1.6666665459e-1f);
-  p = next_step<Sign>(p * r, 5.0000001201e-1f);
-  p = p * (r * r);
-  return (Sign > 0 ? p + r : p - r) + set(1.0f);
-}
-template <int Sign, class T> RW_INLINE T exp_middle(T r, T p) { return exp_second<Sign>(r, exp_first<Sign>(r, p)); }
 template <class T> RW_INLINE T exp_end(T e, T shifted) { return floats(plus(bits(e), up23(bits(shifted)))); }
 
 template <int Sign = 1, class T> RW_INLINE T exp_of(T x) {
-  T shifted, r, p;
-  exp_begin<Sign>(x, shifted, r, p);
-  return exp_end(exp_middle<Sign>(r, p), shifted);
+  T shifted, r;
+  exp_begin<Sign>(x, shifted, r);
+  return exp_end(exp_middle<Sign>(r), shifted);
 }
 
 template <class T> RW_INLINE T sigmoid_of(T x) { return set(1.0f) / (set(1.0f) + exp_of<-1>(x)); }
+template <class T> RW_INLINE T silu_of(T x) { return x / (set(1.0f) + exp_of<-1>(x)); }
 
 template <class T> RW_INLINE T log_of(T x) {
   x = clamped(x, 1.17549435e-38f, 3.40282347e38f);
@@ -96,7 +92,7 @@ struct Relu { RW_FUNCTION { return greatest(set(0.0f), x); } };
 struct Clip { float a, b; RW_FUNCTION { return clamped(x, a, b); } };
 struct LeakyRelu { float a; RW_FUNCTION { return if_less(set(0.0f), x, x, x * set(a)); } };
 struct Sigmoid { RW_FUNCTION { return sigmoid_of(x); } };
-struct Silu { RW_FUNCTION { return x * sigmoid_of(x); } };
+struct Silu { RW_FUNCTION { return silu_of(x); } };
 struct HardSigmoid { float a, b; RW_FUNCTION { return clamped(x * set(a) + set(b), 0.0f, 1.0f); } };
 struct HardSwish { RW_FUNCTION { return x * clamped(x * set(0.16666667f) + set(0.5f), 0.0f, 1.0f); } };
 struct Tanh { RW_FUNCTION { return set(2.0f) * sigmoid_of(set(2.0f) * x) - set(1.0f); } };
@@ -129,17 +125,16 @@ struct GeluErf {
   }
 };
 
-// SiLU as a pipeline: `next(x)` takes a value and gives the SiLU of the value taken three calls before, doing a quarter of the chain
-// for four successive values. Beside other work this leaves fewer instructions waiting than the whole chain at once.
+// SiLU as a pipeline: `next(x)` takes a value and gives the SiLU of the value taken two calls before, doing a third of the chain
+// for three successive values. Beside other work this leaves fewer instructions waiting than the whole chain at once.
 struct SiluPipe {
-  static constexpr int kLag = 3;
-  V x1, shifted1, r1, p1, x2, shifted2, r2, p2, x3, shifted3, e3;
-  RW_MEMBER void clear() { x1 = shifted1 = r1 = p1 = x2 = shifted2 = r2 = p2 = x3 = shifted3 = e3 = set(0.0f); }
+  static constexpr int kLag = 2;
+  V x1, shifted1, r1, x2, shifted2, e2;
+  RW_MEMBER void clear() { x1 = shifted1 = r1 = x2 = shifted2 = e2 = set(0.0f); }
   RW_MEMBER V next(V x) {
-    const V result = x3 * (set(1.0f) / (set(1.0f) + exp_end(e3, shifted3)));
-    e3 = exp_second<-1>(r2, p2), x3 = x2, shifted3 = shifted2;
-    p2 = exp_first<-1>(r1, p1), r2 = r1, x2 = x1, shifted2 = shifted1;
-    exp_begin<-1>(x, shifted1, r1, p1);
+    const V result = x2 / (set(1.0f) + exp_end(e2, shifted2));
+    e2 = exp_middle<-1>(r1), x2 = x1, shifted2 = shifted1;
+    exp_begin<-1>(x, shifted1, r1);
     x1 = x;
     return result;
   }

@@ -34,9 +34,31 @@ void transpose_8x8(const uint8_t* x, int64_t x_row, uint8_t* y, int64_t y_row) {
   for (int i = 0; i < 8; ++i) _mm256_storeu_ps(reinterpret_cast<float*>(y + i * y_row), a[i]);
 }
 
+// Three planes of floats to dense pixels (the usual network input): word i of 24 is plane i % 3 of pixel i / 3. Each result is made of
+// one shuffle of each plane. Returns how many columns, a multiple of 8, it has done.
+int interleave_3(const uint8_t* x, int64_t x_row, uint8_t* y, int columns) {
+  const __m256i a = _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5), b = _mm256_setr_epi32(5, 0, 3, 6, 1, 4, 7, 2), c = _mm256_setr_epi32(2, 5, 0, 3, 6, 1, 4, 7);
+  int i = 0;
+  for (; i + 8 <= columns; i += 8, y += 96) {
+    const float* in = reinterpret_cast<const float*>(x) + i;
+    float* out = reinterpret_cast<float*>(y);
+    const __m256 red = _mm256_permutevar8x32_ps(_mm256_loadu_ps(in), a);
+    const __m256 green = _mm256_permutevar8x32_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(in) + x_row)), b);
+    const __m256 blue = _mm256_permutevar8x32_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(in) + 2 * x_row)), c);
+    _mm256_storeu_ps(out, _mm256_blend_ps(_mm256_blend_ps(red, green, 0x92), blue, 0x24));
+    _mm256_storeu_ps(out + 8, _mm256_blend_ps(_mm256_blend_ps(red, green, 0x24), blue, 0x49));
+    _mm256_storeu_ps(out + 16, _mm256_blend_ps(_mm256_blend_ps(red, green, 0x49), blue, 0x92));
+  }
+  return i;
+}
+
 void transpose_blocks(const void* x, int64_t x_row, void* y, int64_t y_row, int rows, int columns, int element_bytes) {
   const uint8_t* in = static_cast<const uint8_t*>(x);
   uint8_t* out = static_cast<uint8_t*>(y);
+  if (rows == 3 && element_bytes == 4 && y_row == 12) {
+    const int done = interleave_3(in, x_row, out, columns);
+    return transpose_portable(in + 4ll * done, x_row, out + 12ll * done, y_row, rows, columns - done, element_bytes);
+  }
   const int side = element_bytes == 1 ? 16 : 8;
   const int whole_rows = rows - rows % side, whole_columns = columns - columns % side;
   for (int r = 0; r < whole_rows; r += side)

@@ -7,6 +7,7 @@ namespace rw {
 namespace {
 
 constexpr int64_t kPiece = 16384;   // bytes
+constexpr int64_t kMostWinogradBytes = 16 << 20;  // of weights transformed for 4 x 4 outputs
 constexpr int kSplit = 64;   // channels of a part: a multiple of every kernel's block
 
 // Rough speed of one core in multiply-adds per nanosecond.
@@ -16,15 +17,16 @@ double speed(Isa isa, bool integer, bool depthwise) {
   return depthwise ? dense / 8 : dense;
 }
 
-// Winograd pays where the transforms are small beside the products, which needs channels, and where few tiles hang over the
-// edge. Returns the tile, or 0. The one place of this rule; Options::winograd replaces it for measurements.
+// Measured (docs/decisions/0005-winograd.md): both tiles beat the direct sum from 16 channels and 4 x 4 outputs on; the larger tile is the
+// better one from 7 x 7 on, unless its weights (36 for each 9) are so many that reading them takes longer than what it saves.
+// Returns the tile, or 0. The one place of this rule; Options::winograd replaces it for measurements.
 int winograd_tile(const ConvSpec& c, int forced) {
   const bool possible = !c.integer && !c.depthwise && c.kh == 3 && c.kw == 3 && c.sh == 1 && c.sw == 1 && c.dh == 1 && c.dw == 1;
   if (!possible || forced == 0) return 0;
   if (forced == 2 || forced == 4) return forced;
-  if (std::min(c.cin, c.cout) < 32) return 0;
-  if (std::min(c.y.h(), c.y.w()) >= 12) return 4;
-  return std::min(c.y.h(), c.y.w()) >= 4 ? 2 : 0;
+  const int side = std::min(c.y.h(), c.y.w());
+  if (std::min(c.cin, c.cout) < 16 || side < 4) return 0;
+  return side >= 7 && int64_t(c.cin) * c.cout * 36 * 4 <= kMostWinogradBytes ? 4 : 2;
 }
 
 Buffer packed_buffer(const Source& s, size_t bytes, size_t taken) {

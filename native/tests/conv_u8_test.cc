@@ -164,15 +164,12 @@ float exp_sequence(float x) {
   const float k = std::nearbyint(x * 1.44269504f);
   float r = x - k * 0.693359375f;
   r = r - k * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+  float p = 8.289708e-3f;
+  for (const float c : {4.189783e-2f, 1.6667648e-1f, 4.999915e-1f, 9.999997e-1f, 1.0f}) {
     p = p * r;
     p = p + c;
   }
-  float e = p * (r * r);
-  e = e + r;
-  e = e + 1.0f;
-  return std::ldexp(e, static_cast<int>(k));
+  return std::ldexp(p, static_cast<int>(k));
 }
 
 float sigmoid_sequence(float x) { return 1.0f / (1.0f + exp_sequence(-x)); }
@@ -183,7 +180,7 @@ float unary_sequence(int function, float x, float a, float b) {
     case 2: return std::fmin(std::fmax(x, a), b);
     case 3: return x > 0.0f ? x : x * a;
     case 4: return sigmoid_sequence(x);
-    case 5: return x * sigmoid_sequence(x);
+    case 5: return x / (1.0f + exp_sequence(-x));
     case 6: return std::fmin(std::fmax(x * a + b, 0.0f), 1.0f);
     case 7: return x * std::fmin(std::fmax(x * 0.16666667f + 0.5f, 0.0f), 1.0f);
     case 8: return 2.0f * sigmoid_sequence(2.0f * x) - 1.0f;

@@ -45,7 +45,10 @@ void find_peak() {
 void find_peak() {}
 #endif
 
+bool quiet = false;
+
 void line(const char* what, double flops, Time t) {
+  if (quiet) return;
   printf("%-34s %9.1f us (median %9.1f)  %7.1f GFLOP/s  %4.2f of peak\n", what, t.best * 1e6, t.median * 1e6, flops / t.best / 1e9, flops / t.best / peak);
   fflush(stdout);
 }
@@ -94,7 +97,7 @@ double depthwise(const rw::Kernels& k, int size, int c, int kernel, int stride, 
   return t.best;
 }
 
-void winograd(const rw::WinogradKernel& k, int size, int cin, int cout) {
+double winograd(const rw::WinogradKernel& k, int size, int cin, int cout) {
   const int in = size + 2;
   Floats x(static_cast<size_t>(in) * in * cin), weights(static_cast<size_t>(cout) * 9 * cin), bias(cout), y(static_cast<size_t>(size) * size * cout);
   const rw::WinogradShape shape = {cin, cout, size, size};
@@ -108,6 +111,23 @@ void winograd(const rw::WinogradKernel& k, int size, int cin, int cout) {
   char text[80];
   snprintf(text, sizeof text, "winograd %d %3d->%-3d @%d", k.tile, cin, cout, size);
   line(text, 2.0 * size * size * 9 * cin * cout, t);
+  return t.best;
+}
+
+// What winograd_tile in ops/conv.cc is written from: 3x3, stride 1, the direct sum and both tiles.
+void rule(const rw::Kernels& k) {
+  quiet = true;
+  const int channels[] = {16, 32, 64, 96, 128, 256, 512}, sizes[] = {104, 52, 26, 13, 7, 5, 4};
+  for (int size : sizes)
+    for (int c : channels)
+      for (int cout : {c, 2 * c}) {
+        if (cout > c && (c > 128 || size > 52)) continue;
+        if (cout > 512 || (size == 104 && c > 256)) continue;
+        const double direct = conv(k, size, size, c, cout, 3, 1, 1, false), two = winograd(k.winograd2_f32, size, c, cout), four = winograd(k.winograd4_f32, size, c, cout);
+        printf("%3d -> %3d at %3d: direct %9.1f us, F2 %9.1f us (%.2f times as fast), F4 %9.1f us (%.2f)\n", c, cout, size, direct * 1e6, two * 1e6,
+               direct / two, four * 1e6, direct / four);
+        fflush(stdout);
+      }
 }
 
 // All convolutions of YOLOX-Nano at 416 x 416: how often, cin, cout (or channels), output size, stride.
@@ -138,6 +158,10 @@ int main(int argc, char** argv) {
     if (wanted != name(isa)) continue;
     const rw::Kernels& k = rw::kernels(isa);
     find_peak();
+    if (only == "rule") {
+      rule(k);
+      continue;
+    }
     if (only == "yolox") {
       network(k);
       continue;
