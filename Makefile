@@ -3,7 +3,7 @@ PYTHON ?= python
 BUILD ?= build/native
 JOBS ?= 2
 
-.PHONY: check lint types test native sanitize
+.PHONY: check lint types test native ctest sanitize
 
 check: lint types test
 
@@ -22,22 +22,27 @@ native:
 	@mkdir -p $(BUILD)
 	@cmake -S . -B $(BUILD) -G Ninja -DROADWORTHY_PYTHON=ON -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')" \
 	  -Dnanobind_DIR="$$($(PYTHON) -m nanobind --cmake_dir)" > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
-	cmake --build $(BUILD) -j $(JOBS)
+	cmake --build $(BUILD) -j $(JOBS) --target _native
 	cp $(BUILD)/_native*.so src/roadworthy/
 
-# The C++ tests, then the engine under the sanitizers: damaged plans (FUZZ of them), threads that share models, allocations.
-# The sanitized builds take minutes to compile with the vector kernels; PORTABLE=ON leaves those out.
+# The C++ tests, then the engine under the sanitizers: damaged plans (FUZZ of them) on every kernel path this CPU has, eight
+# threads that share four models; and without sanitizers, allocations. ROADWORTHY_ASSETS adds the real networks.
 FUZZ ?= 10000
-PORTABLE ?= OFF
 PLANS := build/plans
-sanitize:
-	$(PYTHON) native/tests/make_plans.py $(PLANS) 40
-	@for kind in address,undefined thread ""; do \
-	  dir=build/sanitize-$${kind%%,*}; \
-	  cmake -S . -B $$dir -G Ninja -DROADWORTHY_TESTS=ON -DROADWORTHY_SANITIZE=$$kind -DROADWORTHY_PORTABLE=$$(test -n "$$kind" && echo $(PORTABLE) || echo OFF) > /dev/null && cmake --build $$dir -j $(JOBS) || exit 1; \
-	done
-	cd build/sanitize- && ctest --output-on-failure
-	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=allocator_may_return_null=0 \
-	  build/sanitize-address/native/tests/fuzz_plan $(FUZZ) 1 $(PLANS)/*.rwp
-	TSAN_OPTIONS=halt_on_error=1 build/sanitize-thread/native/tests/threads 4 $(PLANS)/random00*.rwp
-	build/sanitize-/native/tests/allocations $(PLANS)/random00*.rwp
+CONFIGURE := cmake -S . -G Ninja -DROADWORTHY_TESTS=ON
+sanitize: native ctest
+	PYTHONPATH=src $(PYTHON) native/tests/make_plans.py $(PLANS) 40
+	$(CONFIGURE) -B build/sanitize-address -DROADWORTHY_SANITIZE=address,undefined > /dev/null
+	cmake --build build/sanitize-address -j $(JOBS) --target fuzz_plan
+	UBSAN_OPTIONS=print_stacktrace=1 build/sanitize-address/native/tests/fuzz_plan $(FUZZ) 1 $(PLANS)/*.rwp
+	$(CONFIGURE) -B build/sanitize-thread -DROADWORTHY_SANITIZE=thread > /dev/null
+	cmake --build build/sanitize-thread -j $(JOBS) --target threads
+	TSAN_OPTIONS=halt_on_error=1 build/sanitize-thread/native/tests/threads 3 $(PLANS)/*.rwp
+	$(BUILD)/native/tests/allocations $(PLANS)/*.rwp
+
+# The C++ tests in Release: every kernel path against plain code. In the same build as the module.
+ctest:
+	@mkdir -p $(BUILD)
+	$(CONFIGURE) -B $(BUILD) > /dev/null
+	cmake --build $(BUILD) -j $(JOBS)
+	ctest --test-dir $(BUILD) --output-on-failure

@@ -17,7 +17,7 @@
 namespace rw {
 namespace {
 
-constexpr size_t kCandidates = 3000;  // as detect/decode.py
+constexpr size_t kMostPairs = 1 << 20;  // room that is made beforehand
 constexpr float kSlack = 0.05f;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
@@ -44,7 +44,13 @@ Decoder::Decoder(const DecodeSpec& spec, const std::vector<OutputPort>& ports, c
   row_index_.resize(longest + 16);
   class_index_.resize(columns + 16);
   softmax_.resize(columns);
-  pairs_.reserve(kCandidates);
+  // Any image may be full of objects: all pairs have room (untouched, it costs nothing).
+  size_t pairs = 0;
+  for (const Level& level : heads_.levels) pairs += static_cast<size_t>(level.rows) * (heads_.best_class_only || heads_.finished[0] >= 0 ? 1 : columns);
+  pairs_.reserve(std::min(pairs + columns, kMostPairs));
+  found_.boxes.reserve(4 * kCandidates);
+  found_.scores.reserve(kCandidates);
+  found_.classes.reserve(kCandidates);
 }
 
 void Decoder::refuse_nan(int output) const {

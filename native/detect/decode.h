@@ -20,6 +20,8 @@ struct OutputPort {
   int64_t count() const;
 };
 
+constexpr size_t kCandidates = 3000;  // at most so many go to suppression, as in detect/decode.py
+
 struct Candidates {
   std::vector<float> boxes, scores;  // x1, y1, x2, y2 each
   std::vector<int32_t> classes;
@@ -74,7 +76,7 @@ class Decoder {
  public:
   Decoder(const DecodeSpec& spec, const std::vector<OutputPort>& ports, const Kernels& kernels);
 
-  // outputs: one pointer per port, C order. Valid until the next call; memory only grows. Throws Error for scores above 1,
+  // outputs: one pointer per port, C order. Valid until the next call; memory is taken by the constructor. Throws Error for scores above 1,
   // which are undeclared logits, and for boxes that are not finite.
   const Candidates& run(const float* const* outputs, float score_threshold);
 

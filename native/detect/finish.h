@@ -25,7 +25,10 @@ inline Limits limits_of(const DecodeSpec& spec) { return {static_cast<float>(spe
 
 class Finish {
  public:
-  Finish(const DecodeSpec& spec, const std::vector<OutputPort>& ports, const Kernels& kernels) : decoder_(spec, ports, kernels), nms_(kernels) {}
+  Finish(const DecodeSpec& spec, const std::vector<OutputPort>& ports, const Kernels& kernels) : decoder_(spec, ports, kernels), nms_(kernels) {
+    nms_.reserve(kCandidates);
+    found_.reserve(kCandidates);
+  }
 
   // Best first; in image pixels where a geometry is given, else in input pixels. Valid until the next call.
   const std::vector<Detection>& run(const float* const* outputs, const Limits& limits, const Geometry* geometry) {

@@ -46,6 +46,15 @@ void sort_digits(std::vector<uint64_t>* keys, std::vector<uint64_t>* spare, int 
 
 }  // namespace
 
+void Nms::reserve(size_t n) {
+  const size_t padded = (n + 15) / 16 * 16;
+  keys_.reserve(padded);
+  spare_.reserve(padded);
+  for (auto* array : {&x1_, &y1_, &x2_, &y2_, &bound_}) array->reserve(padded);
+  for (auto* array : {&label_, &index_, &kept_}) array->reserve(padded);
+  alive_.reserve(padded / 16);
+}
+
 void Nms::sort(const float* scores, int64_t n, float threshold) {
   keys_.resize(static_cast<size_t>(n));
   size_t count = 0;

@@ -20,6 +20,9 @@ class Nms {
  public:
   explicit Nms(const Kernels& kernels) : kernels_(kernels) {}
 
+  // Makes room for n boxes at once.
+  void reserve(size_t n);
+
   // boxes: n times x1, y1, x2, y2.   scores: n.   labels: n, boxes of different labels never suppress each other; null: all may.
   // Returns the indices kept, best first; valid until the next call.
   // Throws Error when a score is NaN, or a coordinate of a box that takes part is not finite; n is at most 2^31 - 1.

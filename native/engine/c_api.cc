@@ -157,7 +157,10 @@ int rw_detect(rw_model* model, const uint8_t* bgr, int height, int width, int64_
     if (height < 1 || width < 1 || height > 65535 || width > 65535) rw::fail("The image has " + std::to_string(height) + " rows and " + std::to_string(width) + " columns; 1 to 65535 are possible.");
     if (row_stride < int64_t(width) * 3) rw::fail("The row stride of the image is less than three times its width.");
     const std::lock_guard<std::recursive_mutex> guard(model->session.mutex());
-    if (!model->detector) model->detector = std::make_unique<rw::Detector>(model->session);
+    if (!model->detector) {
+      model->found.reserve(rw::kCandidates);
+      model->detector = std::make_unique<rw::Detector>(model->session);
+    }
     model->detector->detect({bgr, height, width, row_stride}, model->detector->limits(), &model->found);
     *count = static_cast<int>(std::min(model->found.size(), static_cast<size_t>(capacity)));
     for (int i = 0; i < *count; i++) {

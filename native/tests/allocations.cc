@@ -1,7 +1,8 @@
-// Counts every allocation of the process, C++ or C: loading may allocate, running must not, from the second frame on.
-// Also prints what loading takes and how much memory is resident.
+// Counts every allocation of the process, C++ or C: loading may allocate, running must not, from the second frame on; where
+// the plan has a task, finding objects neither, whatever the images show. Also prints what loading takes and what is resident.
 //
 //     allocations a.rwp ...
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -40,6 +41,29 @@ long resident_kib(const char* key) {
     if (std::strncmp(line, key, std::strlen(key)) == 0) value = std::atol(line + std::strlen(key) + 1);
   std::fclose(f);
   return value;
+}
+
+// Objects in images of one size: grey, then noise of more and more contrast, so that their number grows. False if that allocates.
+bool images(rw_model* model, const char* path) {
+  constexpr int kHeight = 123, kWidth = 211, kImages = 8, kCapacity = 300;
+  static unsigned char pixels[kImages][kHeight * kWidth * 3];
+  static rw_detection found[kCapacity];
+  unsigned state = 1;
+  for (int i = 0; i < kImages; i++)
+    for (auto& value : pixels[i]) {
+      state = state * 1664525u + 1013904223u;
+      value = static_cast<unsigned char>(114 + (static_cast<int>(state >> 24) - 128) * i / 8);
+    }
+  int count = 0, most = 0;
+  if (rw_detect(model, pixels[0], kHeight, kWidth, 3 * kWidth, found, kCapacity, &count) != RW_OK) return true;   // no task for boxes
+  const long first = allocations.load();
+  for (auto& image : pixels) {
+    if (rw_detect(model, image, kHeight, kWidth, 3 * kWidth, found, kCapacity, &count) != RW_OK) return false;
+    most = std::max(most, count);
+  }
+  const long during = allocations.load() - first;
+  std::printf("%s: %ld allocations in %d images with up to %d objects\n", path, during, kImages, most);
+  return during == 0;
 }
 
 }  // namespace
@@ -94,6 +118,7 @@ int main(int argc, char** argv) {
       std::printf("%s, %d threads: load %.1f ms, best run %.3f ms, %ld allocations in 50 runs, resident %ld KiB (%+ld)\n", argv[p], threads, load_ms, best,
                   during, resident_kib("VmRSS:"), resident_kib("VmRSS:") - resident_before);
       if (during != 0) failed = 1;
+      if (!images(model, argv[p])) failed = 1;
       rw_free(model);
     }
   return failed;

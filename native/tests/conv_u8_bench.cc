@@ -22,7 +22,7 @@ double now_us() {
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-#if defined(__x86_64__)
+#if defined(ROADWORTHY_X86)
 // Giga-operations per second of independent vpdpbusd.
 double peak_gops() {
   if (!__builtin_cpu_supports("avx512vnni")) return 0.0;
@@ -113,7 +113,7 @@ double median(std::vector<double> v) {
 int main(int argc, char** argv) {
   const std::string path = argc > 1 ? argv[1] : "avx512vnni", part = argc > 2 ? argv[2] : "";
   const rw::ConvKernel* kernel = &rw::conv_u8_portable;
-#if defined(__x86_64__)
+#if defined(ROADWORTHY_X86)
   if (path == "avx2") kernel = &rw::conv_u8_avx2;
   if (path == "avx512vnni") kernel = &rw::conv_u8_avx512vnni;
 #endif

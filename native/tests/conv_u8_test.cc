@@ -276,7 +276,7 @@ int main(int argc, char** argv) {
     const ConvKernel* kernel;
   };
   std::vector<Path> paths = {{"portable", &rw::conv_u8_portable}};
-#if defined(__x86_64__)
+#if defined(ROADWORTHY_X86)
   if (__builtin_cpu_supports("avx2")) paths.push_back({"avx2", &rw::conv_u8_avx2});
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
     paths.push_back({"avx512vnni", &rw::conv_u8_avx512vnni});

@@ -29,7 +29,7 @@ template <class F> Time measure(F f) {
 
 double peak = 1;  // FLOP/s
 
-#if defined(__x86_64__)
+#if defined(ROADWORTHY_X86)
 __attribute__((target("avx512f"), noinline)) void burn512(int n) {
   for (int i = 0; i < n; i++)
     asm volatile("vfmadd231ps %%zmm30,%%zmm31,%%zmm0\n vfmadd231ps %%zmm30,%%zmm31,%%zmm1\n vfmadd231ps %%zmm30,%%zmm31,%%zmm2\n"

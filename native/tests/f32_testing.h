@@ -20,7 +20,7 @@ constexpr double kUnit = 1.0 / (1 << 24);  // half a unit in the last place of f
 
 inline std::vector<rw::Isa> paths() {
   std::vector<rw::Isa> result = {rw::Isa::portable};
-#if defined(__x86_64__)
+#if defined(ROADWORTHY_X86)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) result.push_back(rw::Isa::avx2);
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")) result.push_back(rw::Isa::avx512vnni);
 #endif

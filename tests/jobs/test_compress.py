@@ -256,6 +256,17 @@ def test_auto_without_openvino_means_onnx_runtime(here: Path, monkeypatch: pytes
         small("other", target="auto", recipe="r.yaml")
 
 
+def test_without_the_engine_auto_says_so_and_native_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TARGETS, "native", replace(TARGETS["native"], available=lambda: False))
+    monkeypatch.setitem(TARGETS, "openvino", replace(TARGETS["openvino"], available=lambda: False))
+    report = small(target="auto", max_drop=100.0).report
+    assert report["result"]["target"] == "ort"
+    (told,) = (w for w in report["warnings"] if w.startswith("not tried on native: "))
+    assert "install a C++ compiler" in told
+    with pytest.raises(InputError, match=r"native engine is not built; install a C\+\+ compiler.*--target ort"):
+        small("other", target="native")
+
+
 @pytest.mark.skipif(not openvino.available(), reason="OpenVINO is not installed")
 def test_auto_takes_the_fastest_target_and_says_why_not_the_other(here: Path, speeds, monkeypatch: pytest.MonkeyPatch):
     without(monkeypatch, "native")

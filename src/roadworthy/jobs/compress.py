@@ -89,8 +89,6 @@ class Settings:
             raise InputError(f"--max-drop is {self.max_drop:g}; give points between 0 and 100")
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
-        if self.target == "native" and not TARGETS["native"].available():
-            raise InputError("the target native is not built into this installation; use --target ort")
         if self.target != "auto" and not TARGETS[self.target].available():
             raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
 
@@ -488,6 +486,10 @@ def _report(
         "onnxruntime": versions().get("onnxruntime", ""),
     }
     warnings = list(evidence.warnings)
+    if replay is None and settings.target == "auto":
+        warnings += [
+            f"not tried on {name}: {TARGETS[name].missing}" for name in TARGETS if name not in settings.targets
+        ]
     if replay is not None:
         for name, value in replay[1].items():
             if name != "target" and value != made_with.get(name):

@@ -36,6 +36,15 @@ def session(plan: bytes, threads: int = 0, **options: Any) -> Any:
         raise InputError(str(error)) from error
 
 
+def _sentence(threads: int, options: dict[str, Any]) -> str:
+    """What is said to an empty plan: options are checked before it, so a fault of theirs is the same sentence."""
+    try:
+        session(b"", threads, **options)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 class NativeRunner:
     """Runs a plan; taps are read by lowering the model again with these values as further outputs, once per set.
 
@@ -60,7 +69,7 @@ class NativeRunner:
         try:
             self.session = session(data, threads, **options)
         except InputError as error:
-            if self._model is None:
+            if self._model is None or _sentence(threads, options) == str(error):
                 raise
             raise UnsupportedError(f"the native engine cannot run {self._model.source}: {error}") from error
         self.input_names: tuple[str, ...] = tuple(name for name, _ in self.session.inputs)
