@@ -1,4 +1,6 @@
 // The Python module roadworthy._native: the only file that knows Python. Errors arrive there as ValueError with the sentence.
+#include <new>
+#include <mutex>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -56,14 +58,61 @@ std::vector<const float*> pointers_of(const rw::Session& session, const std::vec
   return pointers;
 }
 
+// Memory of results that their last owner has dropped, kept for the next run: fresh memory costs a page fault for every
+// 4 KB, which is a twentieth of a frame. Each block begins with its size.
+class Spare {
+ public:
+  static float* take(size_t floats) {
+    const size_t bytes = kHead + floats * sizeof(float);
+    {
+      const std::lock_guard<std::mutex> lock(mutex());
+      auto& kept = blocks();
+      for (size_t k = 0; k < kept.size(); ++k) {
+        if (size_of(kept[k]) != bytes) continue;
+        void* block = kept[k];
+        kept.erase(kept.begin() + static_cast<std::ptrdiff_t>(k));
+        held() -= bytes;
+        return data_of(block);
+      }
+    }
+    void* block = ::operator new(bytes, std::align_val_t{kHead});
+    *static_cast<size_t*>(block) = bytes;
+    return data_of(block);
+  }
+
+  static void give(void* data) noexcept {
+    void* block = static_cast<char*>(data) - kHead;
+    const std::lock_guard<std::mutex> lock(mutex());
+    if (blocks().size() < kBlocks && held() + size_of(block) <= kBytes) {
+      held() += size_of(block);
+      blocks().push_back(block);
+    } else {
+      ::operator delete(block, std::align_val_t{kHead});
+    }
+  }
+
+ private:
+  static constexpr size_t kHead = 64, kBlocks = 16, kBytes = size_t{32} << 20;
+
+  static size_t size_of(const void* block) { return *static_cast<const size_t*>(block); }
+  static float* data_of(void* block) { return reinterpret_cast<float*>(static_cast<char*>(block) + kHead); }
+  // Never destroyed: arrays may outlive everything else in the process.
+  static std::mutex& mutex() { static auto* const m = new std::mutex; return *m; }
+  static size_t& held() { static size_t bytes = 0; return bytes; }
+  static std::vector<void*>& blocks() {
+    static auto* const kept = [] { auto* v = new std::vector<void*>; v->reserve(kBlocks); return v; }();
+    return *kept;
+  }
+};
+
 struct Results {
   std::vector<Result> arrays;
   std::vector<float*> pointers;
 
   explicit Results(const std::vector<rw::Port>& ports) {
     for (const auto& port : ports) {
-      auto* data = new float[static_cast<size_t>(port.count())];
-      nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+      float* data = Spare::take(static_cast<size_t>(port.count()));
+      nb::capsule owner(data, [](void* p) noexcept { Spare::give(p); });
       const std::vector<size_t> shape(port.dims.begin(), port.dims.end());
       arrays.emplace_back(data, shape.size(), shape.data(), owner);
       pointers.push_back(data);

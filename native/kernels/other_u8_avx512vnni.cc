@@ -172,10 +172,19 @@ void maxpool_any(const Image& x, const Image& y, const PoolParams& p, int begin,
   }
 }
 
-// The codes of 64 floats.
+// Whether dividing by a scale is multiplying by its reciprocal, to the last bit: powers of two, as those of raw pixels.
+inline bool exact_reciprocal(float scale) {
+  uint32_t bits;
+  std::memcpy(&bits, &scale, 4);
+  const uint32_t exponent = bits >> 23;  // positive, as scales are
+  return (bits & 0x7fffff) == 0 && exponent > 1 && exponent < 253;
+}
+
+// The codes of 64 floats. times: `scale` holds the reciprocal.
+template <bool times>
 RW_INLINE __m512i codes_of(const float* x, __m512 scale, __m512i zero) {
   const auto one = [&](const float* p) {
-    const __m512 v = _mm512_div_ps(_mm512_loadu_ps(p), scale);
+    const __m512 v = times ? _mm512_mul_ps(_mm512_loadu_ps(p), scale) : _mm512_div_ps(_mm512_loadu_ps(p), scale);
     return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-32768.0f)), _mm512_set1_ps(32767.0f)));
   };
   const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(one(x), one(x + 16)), zero);
@@ -204,28 +213,35 @@ constexpr Interleave interleave_three() {
 
 constexpr Interleave three_planes = interleave_three();
 
-void quantize_image_row(const float* const* planes, int channels, uint8_t* y, int64_t y_pixel, int w, const float* scale, const int32_t* zero) {
-  if (channels == 1 && y_pixel == 1) return quantize_run(planes[0], 1, y, 1, w, scale[0], zero[0]);
-  int done = 0;
-  if (channels == 3 && y_pixel == 3) {
-    __m512 s[3];
-    __m512i z[3];
-    for (int c = 0; c < 3; ++c) s[c] = _mm512_set1_ps(scale[c]), z[c] = _mm512_set1_epi16(static_cast<int16_t>(zero[c]));
-    for (; done + 64 <= w; done += 64) {
-      const __m512i c0 = codes_of(planes[0] + done, s[0], z[0]), c1 = codes_of(planes[1] + done, s[1], z[1]);
-      const __m512i c2 = codes_of(planes[2] + done, s[2], z[2]);
-      for (int v = 0; v < 3; ++v) {
-        const __m512i mixed = _mm512_permutex2var_epi8(c0, _mm512_load_si512(three_planes.two[v]), c1);
-        const __m512i all = _mm512_mask_permutexvar_epi8(mixed, three_planes.is_third[v], _mm512_load_si512(three_planes.third[v]), c2);
-        _mm512_storeu_si512(y + static_cast<int64_t>(done) * 3 + v * 64, all);
-      }
+// Three planes to dense pixels, 64 at a time; the last 64 overlap those before them.
+template <bool times>
+void quantize_three(const float* const* planes, uint8_t* y, int w, const float* scale, const int32_t* zero) {
+  __m512 s[3];
+  __m512i z[3];
+  for (int c = 0; c < 3; ++c) s[c] = _mm512_set1_ps(times ? 1.0f / scale[c] : scale[c]), z[c] = _mm512_set1_epi16(static_cast<int16_t>(zero[c]));
+  for (int done = 0; done < w; done += 64) {
+    const int at = done + 64 <= w ? done : w - 64;
+    const __m512i c0 = codes_of<times>(planes[0] + at, s[0], z[0]), c1 = codes_of<times>(planes[1] + at, s[1], z[1]);
+    const __m512i c2 = codes_of<times>(planes[2] + at, s[2], z[2]);
+    for (int v = 0; v < 3; ++v) {
+      const __m512i mixed = _mm512_permutex2var_epi8(c0, _mm512_load_si512(three_planes.two[v]), c1);
+      const __m512i all = _mm512_mask_permutexvar_epi8(mixed, three_planes.is_third[v], _mm512_load_si512(three_planes.third[v]), c2);
+      _mm512_storeu_si512(y + static_cast<int64_t>(at) * 3 + v * 64, all);
     }
   }
-  if (done == w) return;
+}
+
+void quantize_image_row(const float* const* planes, int channels, uint8_t* y, int64_t y_pixel, int w, const float* scale, const int32_t* zero) {
+  if (channels == 1 && y_pixel == 1) return quantize_run(planes[0], 1, y, 1, w, scale[0], zero[0]);
+  if (channels == 3 && y_pixel == 3 && w >= 64) {
+    const bool times = exact_reciprocal(scale[0]) && exact_reciprocal(scale[1]) && exact_reciprocal(scale[2]);
+    times ? quantize_three<true>(planes, y, w, scale, zero) : quantize_three<false>(planes, y, w, scale, zero);
+    return;
+  }
   const Ints lo = ints(0), hi = ints(255);
   alignas(16) uint8_t codes[16];
   for (int c = 0; c < channels; ++c)
-    for (int first = done; first < w; first += 16) {
+    for (int first = 0; first < w; first += 16) {
       const int n = w - first < 16 ? w - first : 16;
       store_codes(codes, to_codes(load_floats(planes[c] + first, n) / floats(scale[c]), ints(zero[c]), lo, hi));
       for (int i = 0; i < n; ++i) y[(first + i) * y_pixel + c] = codes[i];

@@ -30,7 +30,7 @@ from roadworthy.quantize.place import Placement, before_activation
 from roadworthy.quantize.statistics import Statistics
 
 SHARE = 4.0
-TABLE = 1.1
+TABLE = 3.0
 MOST_CODES = 1
 ACROSS = 512
 SPEC = QuantSpec()
