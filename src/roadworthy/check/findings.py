@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from roadworthy.check.cut import Harmless
 from roadworthy.check.moments import Centred, Coverage, Error, Fit, Moments, channel_axis
 from roadworthy.check.pairing import Match, Weights
 from roadworthy.model.task import Task
@@ -154,8 +155,13 @@ class Track:
         return Tensor(m.name, m.where, m.op, m.shape, m.inner, self.accumulated.error(), local, own, coding)
 
 
-def examine(tracks: Sequence[Track], task_a: Task | None, task_b: Task | None) -> tuple[Finding, ...]:
-    """All findings, worst first; contracts before tensors."""
+def examine(
+    tracks: Sequence[Track],
+    task_a: Task | None,
+    task_b: Task | None,
+    harmless: Harmless = lambda name, least, most: False,
+) -> tuple[Finding, ...]:
+    """All findings, worst first; contracts before tensors.   harmless: see `cut.harmless_cuts`."""
     found: list[Finding] = []
     if task_a is not None and task_b is not None:
         for line in task_a.differences(task_b):
@@ -164,7 +170,11 @@ def examine(tracks: Sequence[Track], task_a: Task | None, task_b: Task | None) -
     spans = _shared_spans(tracks)
     for track in tracks:
         computed = None if track.match.is_input else _computed(track)
-        found.extend(f for f in (computed, _encoded(track, spans)) if f is not None)
+        encoded = _encoded(track, spans)
+        c = track.coverage
+        if encoded is not None and encoded.kind == "stale-encoding" and c is not None:
+            encoded = None if harmless(track.match.name, c.least, c.most) else encoded
+        found.extend(f for f in (computed, encoded) if f is not None)
     return tuple(sorted(found, key=lambda f: -f.severity))
 
 
