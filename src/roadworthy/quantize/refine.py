@@ -9,7 +9,8 @@ Activation      a layer gets a table, and its value p in front of the activation
                     E (y(f(p')) - f(p))^2  <=  TABLE * E (y(f(p)) - f(p))^2        p' = p rounded, y() = rounding to
                     max over lo..hi of |y(f(p')) - y(f(p))|  <=  1 code             the codes of the result, f cut
                                                                                    to their range
-                with the range of p' that makes the first left side least; else f is computed on the accumulator.
+                with the range of p' that makes the first left side least; else f is computed on the accumulator (FINE
+                or POLY). Behind a depthwise layer SAVES times as much is accepted.
                 The maximum as well, because a mean forgets the few large values, and those are the objects.
 """
 
@@ -28,9 +29,12 @@ from roadworthy.quantize.curve import Curve
 from roadworthy.quantize.observers import FACTORS
 from roadworthy.quantize.place import Placement, before_activation
 from roadworthy.quantize.statistics import Statistics
+from roadworthy.run.arithmetic import is_depthwise
 
 SHARE = 4.0
-TABLE = 3.0
+TABLE = 2.0
+SAVES = 1.5
+"""Behind a depthwise layer, which does little else, a table saves most of the time: more error is accepted there."""
 MOST_CODES = 1
 ACROSS = 512
 SPEC = QuantSpec()
@@ -53,7 +57,9 @@ def refine(
     found = {name: own[origin] for name, origin in placement.source.items()}
     of_output = {str(u.output.name): u for u in units(model.ir)}
     for before, behind in placement.tables.items():
-        made = table_encoding(model, of_output[behind], statistics[before], found[behind], table)
+        unit = of_output[behind]
+        most = table * SAVES if is_depthwise(unit) else table
+        made = table_encoding(model, unit, statistics[before], found[behind], most)
         if made is not None:
             found[before] = made
     return found
