@@ -71,7 +71,7 @@ static long peak_kib(void) {
 }
 
 int main(int argc, char** argv) {
-  if (argc < 3) {
+  if (argc < 3 || argc > 4 || (argc == 4 && strspn(argv[3], "0123456789") != strlen(argv[3]))) {
     fprintf(stderr, "usage: detect plan.rwp image.ppm [threads]\n");
     return 2;
   }

@@ -259,6 +259,22 @@ uint32_t crc32(Bytes bytes) {
   return ~c;
 }
 
+// A small file must not ask for much memory: constants are copied for each operation that names them, and a caller makes room
+// for all inputs and outputs together.
+static void check_volume(const Plan& plan) {
+  uint64_t copied = 0, ported = 0;
+  for (const auto& op : plan.ops) {
+    for (const Bytes& blob : op.blobs) copied += blob.size;
+    for (int tensor : op.tensors)
+      if (tensor >= 0 && static_cast<size_t>(tensor) < plan.tensors.size()) copied += plan.tensors[static_cast<size_t>(tensor)].fill.size;
+  }
+  if (copied > 8 * static_cast<uint64_t>(plan.data.size) + (uint64_t{16} << 20))
+    fail("The plan names the same constants so often that they would fill " + std::to_string(copied >> 20) + " MB.");
+  for (const auto* ports : {&plan.inputs, &plan.outputs})
+    for (const auto& port : *ports) ported += static_cast<uint64_t>(port.count()) * 4;
+  if (ported > uint64_t{1} << 30) fail("The inputs and outputs of the plan take more than 1 GiB together.");
+}
+
 Plan read_plan(Bytes file) {
   const Header h = read_header(file);
   Plan plan;
@@ -282,6 +298,7 @@ Plan read_plan(Bytes file) {
   Reader ops(file, h.ops_at, "the operations");
   plan.ops.reserve(h.ops);
   for (uint32_t i = 0; i < h.ops; i++) plan.ops.push_back(read_op(ops, plan, "Operation " + std::to_string(i)));
+  check_volume(plan);
   return plan;
 }
 

@@ -180,7 +180,15 @@ def _show_outcome(outcome: Any) -> None:
         past = high > budget["limit"] if sign == "at most" else low < budget["limit"]
         doubt = ", but the 95 % interval reaches past the limit" if past and budget["verdict"] == "holds" else ""
         click.echo(f"budget {budget['name']}: {told}: {budget['verdict']}{doubt}")
-    click.echo(f"wrote {outcome.folder}/model.onnx, report.html, report.json, recipe.yaml ({report['seconds']:.0f} s)")
+    result, rest = report["result"], "report.html, report.json, recipe.yaml"
+    files = f"model.onnx, {rest}"
+    if result["path"] != "model.onnx":
+        files = f"{result['path']}, {files}"
+    click.echo(f"wrote {outcome.folder}/{files} ({report['seconds']:.0f} s)")
+    if result["path"] != "model.onnx":
+        click.echo(
+            f"{result['path']} is what was measured; model.onnx is the same network with Q/DQ nodes, for other tools"
+        )
 
 
 @cli.command(

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onnx_graphs import N, build, ort, rand
-from random_graphs import random_network
+from random_graphs import random_int8_model, random_network
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, QuantSpec, encoding_of_range
@@ -58,6 +58,15 @@ def test_any_network_goes_out_and_comes_back(data, target: str, bits: int):
             # wrong here (a shared constant, a bias at another scale) is off by half the signal and more.
             noise = np.sqrt(np.mean((result[name] - wanted) ** 2))
             assert noise < 0.15 * np.sqrt(np.mean(wanted**2)) + 1e-3, name
+
+
+# Values that only float operations make and read, an output among them, and a scale per channel of one channel.
+@pytest.mark.parametrize("seed", [3, 4, 9, 39, 44, 133, 180, 296])
+def test_no_encoding_is_lost_between_float_operations(seed: int):
+    model = random_int8_model(seed)
+    back = from_qdq(load(to_qdq(model)))
+    assert dict(back.encodings) == dict(model.encodings)
+    assert to_qdq(back) == to_qdq(model)
 
 
 @BOTH

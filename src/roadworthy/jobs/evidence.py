@@ -70,7 +70,7 @@ def gather(
     interval = judge.interval(best.predictions, seed)
     base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
     elsewhere = {
-        e.target: e.runtime.median_ms / mine.runtime.median_ms
+        e.target: speed.compare(e.label, mine.label)[0]
         for e in speed.entries
         if e.label.startswith("original on ") and e.target != best.target
     }

@@ -93,8 +93,10 @@ def _insert_pair(
     ir: g.IrModel, value: g.Value, encoding: Encoding, computes: set[int], for_all: bool, constants: _Constants
 ) -> None:
     name = str(value.name)
+    # Where nothing on either side computes in int8, the value is rounded for whoever reads it, as the reference does.
+    for_all = for_all or not any(id(n) in computes for n, _ in value.uses())
     readers = [(u.node, u.idx) for u in value.uses() if for_all or id(u.node) in computes]
-    is_output = value.is_graph_output() and for_all
+    is_output = value.is_graph_output() and for_all and value.producer() is not None
     if not readers and not is_output:
         return
     scale, zero = constants.pair(encoding)
@@ -212,6 +214,8 @@ def from_qdq(model: Model) -> Model:
 
 def _encoding_of(node: g.Node, like: np.ndarray | None = None) -> Encoding:
     """The encoding that a QuantizeLinear or DequantizeLinear states.   like: the codes, where they are constant."""
+    source = node.inputs[0]
+    sides = like.shape if like is not None else tuple(source.shape or ()) if source is not None else ()
     scale = g.constant(node.inputs[1])
     zero = g.constant(node.inputs[2]) if len(node.inputs) > 2 else None
     dtype = zero.dtype if zero is not None else (like.dtype if like is not None else np.dtype(np.uint8))
@@ -226,9 +230,9 @@ def _encoding_of(node: g.Node, like: np.ndarray | None = None) -> Encoding:
     scale = scale.astype(np.float32)
     zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
     axis = int(g.attribute(node, "axis", 1)) if scale.ndim else None
-    if axis is not None and like is not None and like.ndim:
-        axis %= like.ndim
-    if scale.size == 1 and (like is None or axis is None or like.shape[axis] != 1):  # some write one scale as a vector
+    if axis is not None and sides:
+        axis %= len(sides)
+    if scale.size == 1 and (axis is None or not sides or sides[axis] != 1):  # some write one scale as a vector
         scale, zero, axis = scale.reshape(()), zero.reshape(()), None
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise InputError(f"{called} has a scale that is not positive; quantize the model again")

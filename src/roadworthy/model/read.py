@@ -40,12 +40,18 @@ def load_bytes(path: str | Path) -> bytes:
     return data
 
 
+PLAN = b"RWPL"
+"""How a plan of the native engine begins (docs/engine.md)."""
+
+
 def read_proto(data: bytes, where: str) -> onnx.ModelProto:
     """Parse and check serialized ONNX.
 
     where: what to call it in an error.   Raises InputError for bytes that are not a complete, valid ONNX model,
     UnsupportedError for an operator that no known operator set has.
     """
+    if data[:4] == PLAN:
+        raise InputError(f"{where} is a native plan, which keeps no graph; hand in the ONNX file it was made from")
     try:
         proto = onnx.load_model_from_string(data)
     except Exception as error:

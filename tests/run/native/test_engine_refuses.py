@@ -189,3 +189,24 @@ def test_damage_with_a_right_checksum_never_crashes():
             session.run([np.ones(shape, F) for _, shape in session.inputs])
             outcomes["ran"] += 1
     assert outcomes["refused"] > 50 and outcomes["ran"] > 20
+
+
+def test_constants_that_many_operations_share_do_not_fill_the_memory():
+    channels = 1 << 20
+    source = PlanTensor(U8, CONSTANT, 0, (1, 1, 1), (0, 0, 1))
+    x = PlanTensor(U8, CONSTANT, 0, (1, 1, channels), (channels, channels, 1))
+    border = bytes(channels - 1) + b"\x01"
+    y = PlanTensor(U8, ARENA, channels, (1, 1, channels), (channels, channels, 1), 0, (1, 0, 0, 0), border)
+    out = PlanTensor(F32, OUTPUT, 0, (1,), (1,))
+    ops = (PlanOp(Op.COPY, (1, 2)),) * 1500
+    plan = Plan((source, x, y, out), ops, (), (Port(3, (1,), "o"),), 2 * channels, bytes(channels))
+    with pytest.raises(ValueError, match=r"the same constants so often that they would fill 1500 MB"):
+        native.Session(plan.to_bytes(), 1)
+
+
+def test_outputs_without_bound_are_refused():
+    plan = conv_plan()
+    huge = PlanTensor(F32, OUTPUT, 0, (1 << 14, 1 << 14), (1 << 14, 1), 1)
+    plan = replace(plan, tensors=(*plan.tensors, huge), outputs=(*plan.outputs, Port(3, (1 << 14, 1 << 14), "huge")))
+    with pytest.raises(ValueError, match=r"more than 1 GiB together"):
+        native.Session(plan.to_bytes(), 1)

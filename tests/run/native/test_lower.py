@@ -355,3 +355,12 @@ def test_a_border_beside_a_single_column():
     weights = {"i": np.array([2, 0, 0, 1, 3]), "s": np.array([5, 3]), "z": np.array([1, 5, 3, 1]),
                "w": rand(2, 5, 3, 3) / 5}  # fmt: skip
     check(nodes, weights, (1, 4, 3, 1))
+
+
+@pytest.mark.parametrize(("kernel", "pad"), [(2, 1), (2, 2), (3, 3)])
+def test_a_window_in_the_padding_alone_keeps_the_pad_apart(kernel: int, pad: int):
+    pads = np.array([0, 0, pad, pad, 0, 0, pad, pad], np.int64)
+    nodes = [N("Pad", ["x", "p"], ["a"]), N("AveragePool", ["a"], ["y"], kernel_shape=[kernel, kernel])]
+    plan = lower(load(build(nodes, {"p": pads})))
+    pools = [op for op in plan.ops if op.code == Op.AVGPOOL]
+    assert len(pools) == 1 and pools[0].attributes[4:6] == ((pad, pad) if pad < kernel else (0, 0))

@@ -43,6 +43,8 @@ class Detector:
         pin: bool = False,
     ) -> None:
         native = engine()
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+            raise InputError(f"threads is {threads!r}; give a whole number, 0 for every core")
         data, where = (plan, "the plan") if isinstance(plan, bytes) else (_read(Path(plan)), f"the plan {plan}")
         try:
             self._session: Any = native.ImageSession(data, threads, isa, pin)

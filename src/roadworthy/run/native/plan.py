@@ -229,7 +229,9 @@ def _read(data: bytes) -> Plan:
      data_at, data_bytes, text_at, text_bytes) = reader.unpack("<4sIQIIQQIIQQIIQQQI", 0, "header")  # fmt: skip
     if version != VERSION:
         raise InputError(f"the plan has version {version}; this program reads {VERSION}, so compress the model again")
-    if total != len(data) or zero or len(data) < HEADER_BYTES:
+    if zero:
+        raise InputError("the plan is damaged: its header holds other than zeros where zeros belong; copy it again")
+    if total != len(data) or len(data) < HEADER_BYTES:
         raise InputError(f"the plan is damaged: it has {len(data)} bytes and should have {total}; copy it again")
     if zlib.crc32(data[20:]) != crc:
         raise InputError("the plan is damaged: its checksum does not match; copy it again")

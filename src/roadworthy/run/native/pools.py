@@ -105,7 +105,10 @@ def _padding_in_front(tr: Translator, node: g.Node) -> tuple[g.Value, tuple[int,
     plain = not any(g.attribute(node, "pads", (0,))) and g.attribute(node, "auto_pad", "NOTSET") == "NOTSET"
     if number is None or number.any() or min(before) < 0 or not plain or g.attribute(node, "ceil_mode", 0):
         return None
-    if any(p - s - b < 0 for p, s, b in zip(padded, shape, before)):
+    after = [p - s - b for p, s, b in zip(padded, shape, before)]
+    kernel = g.attribute(node, "kernel_shape", (1, 1))
+    # A window that lies in the padding alone has nothing to do with the image, and the engine refuses it.
+    if min(after) < 0 or any(max(before[k], after[k]) >= size for k, size in zip((2, 3), kernel)):
         return None
     if tr.encoding(pad.outputs[0]) not in (None, tr.encoding(source)):
         return None
