@@ -33,7 +33,7 @@ from roadworthy.run.arithmetic import is_depthwise
 
 SHARE = 4.0
 TABLE = 2.0
-SAVES = 1.5
+SAVES = 2.0
 """Behind a depthwise layer, which does little else, a table saves most of the time: more error is accepted there."""
 MOST_CODES = 1
 ACROSS = 512
