@@ -142,11 +142,8 @@ def align(
         raise InputError("there are no images to align on; hand in at least one input tensor")
     tracks = [track for one in passes for track in one.tracks]
     found = tuple(t.report() for t in tracks)
-    harmless = harmless_cuts(b)
-    findings = examine(tracks, a.task, b.task, harmless)
-    # What a table cuts off in front of an activation counts as noise there, but nobody reads it.
-    cut = {t.match.name for t in tracks if t.coverage and harmless(t.match.name, t.coverage.least, t.coverage.most)}
-    where, text = first_divergence([t for t in found if t.name not in cut], findings)
+    findings = examine(tracks, a.task, b.task, harmless_cuts(b))
+    where, text = first_divergence(found, findings)
     return Alignment(found, findings, text, where, pairing.unmatched, images)
 
 

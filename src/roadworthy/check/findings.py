@@ -172,7 +172,7 @@ def examine(
         computed = None if track.match.is_input else _computed(track)
         encoded = _encoded(track, spans)
         c = track.coverage
-        if encoded is not None and encoded.kind == "stale-encoding" and c is not None:
+        if encoded is not None and encoded.kind == "stale-encoding" and c is not None and c.share > 0:
             encoded = None if harmless(track.match.name, c.least, c.most) else encoded
         found.extend(f for f in (computed, encoded) if f is not None)
     return tuple(sorted(found, key=lambda f: -f.severity))
