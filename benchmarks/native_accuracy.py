@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from roadworthy import recipe as recipes
+from roadworthy.steps import quantize as recipes
 from roadworthy.check.accuracy import predict, tensor_of
 from roadworthy.check.contract import settle_task
 from roadworthy.check.judge import Judge, distance

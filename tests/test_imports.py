@@ -17,6 +17,7 @@ LEVELS: list[set[str]] = [
     {"console"},
     {"jobs"},
     {"recipe", "serve"},
+    {"steps"},
     {"train", "check"},
     {"quantize", "prune", "zoo"},
     {"run", "optimize", "pack", "track"},

@@ -1,0 +1,78 @@
+"""Quantize: int8 where the target computes in it, and stored integers elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from roadworthy.data.samples import Samples
+from roadworthy.model.model import Model
+from roadworthy.model.units import units
+from roadworthy.quantize.observers import OBSERVERS
+from roadworthy.quantize.place import Placement, place
+from roadworthy.quantize.quantize import activation_encodings, incompatible_merges, quantize_units
+from roadworthy.quantize.readers import encodings_by_readers
+from roadworthy.quantize.refine import refine
+from roadworthy.run.arithmetic import int8_refusal
+from roadworthy.run.targets import TARGETS
+from roadworthy.steps.calibration import Calibration
+from roadworthy.steps.settings import WEIGHT_OBSERVERS, choice, known_layers
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Put the layers that a target runs in int8 into int8; store the weights of the others as integers.
+
+    target: a key of TARGETS.   observer, weight_observer: keys of OBSERVERS ("minmax" or "mse" for weights). On a
+    target that is `whole`, "mse" is the error behind the layers that read a value (quantize/readers.py).
+    keep_float: names of layers that compute in float.   wide: names of layers among them whose weights are stored
+    with 16 bits instead of 8.   float_weights: names of layers whose weights are not touched at all.
+    """
+
+    target: str = choice("ort", TARGETS)
+    observer: str = choice("mse", OBSERVERS)
+    weight_observer: str = choice("mse", WEIGHT_OBSERVERS)
+    keep_float: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    float_weights: tuple[str, ...] = ()
+
+    def __call__(self, model: Model, samples: Samples) -> Model:
+        placement = self.placement(model, samples)
+        made = self._encode(model, samples, placement)
+        if not TARGETS[self.target].whole:
+            return made
+        # What the engine would refuse (a sum that could overflow, say) is known only now; it computes in float.
+        while refused := {
+            u.name: reason
+            for u in units(made.ir)
+            if u.name in placement.int8 and (reason := int8_refusal(u, made.encodings)) is not None
+        }:
+            keep = frozenset(placement.why_float) | frozenset(refused)
+            again = place(model.ir, TARGETS[self.target], keep)
+            placement = replace(again, why_float={**again.why_float, **placement.why_float, **refused})
+            made = self._encode(model, samples, placement)
+        return made
+
+    def _encode(self, model: Model, samples: Samples, placement: Placement) -> Model:
+        target = TARGETS[self.target]
+        statistics = Calibration.of(model, samples, placement.observed, channels=placement.channels)
+        activations = activation_encodings(placement, statistics, target, self.observer)
+        if target.whole:
+            if self.observer == "mse":
+                images = Calibration.few(model, samples)
+                known = Calibration.ranges(model, samples)
+                activations = encodings_by_readers(model, placement, statistics, activations, images, known)
+            activations = refine(model, placement, statistics, activations)
+        store = {n: 16 if n in self.wide else 8 for n in placement.why_float if n not in set(self.float_weights)}
+        return quantize_units(model, placement, activations, self.weight_observer, store)
+
+    def placement(self, model: Model, samples: Samples) -> Placement:
+        """What runs in int8; Concats whose inputs differ too much in measured range are kept apart."""
+        known_layers(model, (*self.keep_float, *self.wide, *self.float_weights))
+        keep = frozenset(self.keep_float) | frozenset(self.float_weights) | frozenset(self.wide)
+        target = TARGETS[self.target]
+        first = place(model.ir, target, keep)
+        if target.whole:  # what differs in range is translated from code to code
+            return first
+        statistics = Calibration.of(model, samples, first.observed)
+        apart = incompatible_merges(first, statistics)
+        return place(model.ir, target, keep, frozenset(apart)) if apart else first

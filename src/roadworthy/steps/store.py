@@ -1,0 +1,32 @@
+"""StoreWeights: integers in the file, float in the arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from roadworthy.data.samples import Samples
+from roadworthy.model.model import Model
+from roadworthy.model.units import units
+from roadworthy.quantize.place import Placement
+from roadworthy.quantize.quantize import quantize_units
+from roadworthy.steps.settings import WEIGHT_OBSERVERS, choice, known_layers
+
+
+@dataclass(frozen=True)
+class StoreWeights:
+    """Store weights as integers and compute in float: smaller, exactly as fast, almost exactly as accurate.
+
+    weight_observer: "minmax" or "mse".   wide: names of layers stored with 16 bits.
+    float_weights: names of layers that are not touched.
+    """
+
+    weight_observer: str = choice("mse", WEIGHT_OBSERVERS)
+    wide: tuple[str, ...] = ()
+    float_weights: tuple[str, ...] = ()
+
+    def __call__(self, model: Model, samples: Samples) -> Model:
+        known_layers(model, (*self.wide, *self.float_weights))
+        names = [u.name for u in units(model.ir) if u.name not in set(self.float_weights)]
+        store = {n: 16 if n in self.wide else 8 for n in names}
+        nothing = Placement(frozenset(), {}, {})
+        return quantize_units(model, nothing, {}, self.weight_observer, store)
