@@ -15,7 +15,7 @@ from roadworthy.quantize.refine import refine
 from roadworthy.run.arithmetic import int8_refusal
 from roadworthy.run.targets import TARGETS
 from roadworthy.steps.calibration import Calibration
-from roadworthy.steps.settings import WEIGHT_OBSERVERS, choice, known_layers
+from roadworthy.steps.settings import GRANULARITIES, GRIDS, SCALES, WEIGHT_OBSERVERS, between, choice, known_layers
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,12 @@ class Quantize:
     target: a key of TARGETS.   observer, weight_observer: keys of OBSERVERS ("minmax" or "mse" for weights). On a
     target that is `whole`, "mse" is the error behind the layers that read a value (quantize/readers.py).
     keep_float: names of layers that compute in float.   wide: names of layers among them whose weights are stored
-    with 16 bits instead of 8.   float_weights: names of layers whose weights are not touched at all.
+    with 16 bits instead of `weight_bits`.   float_weights: names of layers whose weights are not touched at all.
+    weight_bits: 2..8, of every layer's weight; bits: of single layers, as (name, bits).   granularity: one weight scale
+    per output "channel" or per "tensor".   grid: a key of GRIDS, where the codes of a weight may lie (model/encoding.py
+    and quantize/weights.py).   scales: "power_of_two" for devices that only shift, else "free".
+    activation_bits: 8, or 16 where the target takes it.   wide_activations: names of values, or of layers whose
+    result is meant, that have 16 bits.
     """
 
     target: str = choice("ort", TARGETS)
@@ -34,6 +39,13 @@ class Quantize:
     keep_float: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
     float_weights: tuple[str, ...] = ()
+    weight_bits: int = between(8, 2, 8)
+    bits: tuple[tuple[str, int], ...] = between((), 2, 8)
+    granularity: str = choice("channel", GRANULARITIES)
+    grid: str = choice("linear", GRIDS)
+    scales: str = choice("free", SCALES)
+    activation_bits: int = between(8, 8, 16)
+    wide_activations: tuple[str, ...] = ()
 
     def __call__(self, model: Model, samples: Samples) -> Model:
         placement = self.placement(model, samples)

@@ -15,6 +15,9 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import units
 
 WEIGHT_OBSERVERS = ("minmax", "mse")
+GRANULARITIES = ("channel", "tensor")
+GRIDS = ("linear", "log2", "kmeans")
+SCALES = ("free", "power_of_two")
 NAMES = tuple[str, ...]
 NUMBERS = tuple[tuple[str, int], ...]
 
