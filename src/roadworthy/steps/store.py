@@ -9,7 +9,8 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.quantize.place import Placement
 from roadworthy.quantize.quantize import quantize_units
-from roadworthy.steps.settings import GRANULARITIES, GRIDS, WEIGHT_OBSERVERS, between, choice, known_layers
+from roadworthy.quantize.weights import GRIDS, Wish
+from roadworthy.steps.settings import GRANULARITIES, WEIGHT_OBSERVERS, between, check_settings, choice, known_layers
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class StoreWeights:
     grid: str = choice("linear", GRIDS)
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        known_layers(model, (*self.wide, *self.float_weights))
+        check_settings(self)
+        known_layers(model, (*self.wide, *self.float_weights, *(name for name, _ in self.bits)))
         names = [u.name for u in units(model.ir) if u.name not in set(self.float_weights)]
-        store = {n: 16 if n in self.wide else 8 for n in names}
+        wish = Wish(self.weight_bits, self.bits, self.granularity == "tensor", self.grid)
+        store = {n: 16 if n in self.wide else wish.bits_of(n) for n in names}
         nothing = Placement(frozenset(), {}, {})
-        return quantize_units(model, nothing, {}, self.weight_observer, store)
+        return quantize_units(model, nothing, {}, self.weight_observer, store, wish)
