@@ -72,4 +72,4 @@ def annotated(encoding: Encoding, codes: NDArray[Any], note: Mapping[str, Any] |
         made = replace(encoding, levels=tuple(note["levels"]))
     except ValueError:
         return encoding
-    return made if np.isin(codes, made.levels).all() else encoding
+    return made if np.isin(codes, note["levels"]).all() else encoding
