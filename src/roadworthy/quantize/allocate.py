@@ -12,7 +12,10 @@ Layers that share a weight are one layer here: one choice, whose bytes count onc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -205,17 +208,26 @@ def _milp(rows: Sequence[_Row], limits: Mapping[str, float], damages: np.ndarray
     one = csr_array((np.ones(len(columns)), (owner, columns)), shape=(len(rows), len(columns)))
     constraints = [LinearConstraint(one, 1, 1)]
     costs = {k: np.array([getattr(c, k) for row in rows for c in row.choices], np.float64) for k in limits}
+    upper = np.ones(len(columns))
     for cost, limit in limits.items():
-        # Only what a choice costs beyond the cheapest of its row is asked for: small numbers, and a limit of 1.
+        # Only what a choice costs beyond the cheapest of its row is asked for, in the largest unit that all are whole
+        # numbers of: small numbers keep the solver's tolerances out of the answer.
         base = np.array([min(getattr(c, cost) for c in row.choices) for row in rows], np.float64)
-        room = limit - base.sum()
-        more = costs[cost] - base[owner]
-        unit = room if room > 0 else 1.0
-        constraints.append(LinearConstraint((more / unit)[None, :], -np.inf, room / unit))
+        room, more = limit - base.sum(), costs[cost] - base[owner]
+        upper[more > room] = 0
+        if (more == np.rint(more)).all():
+            unit = float(np.gcd.reduce(np.append(more[more <= room].astype(np.int64), 0)) or 1)
+            more, room = more / unit, np.floor(room / unit)
+        else:
+            more, room = more / (room or 1.0), 1.0
+        constraints.append(LinearConstraint(np.where(upper > 0, more, 0)[None, :], -np.inf, room))
     ones = np.ones(len(columns))
     for spare in (0.0, 1e-6, 1e-5):  # HiGHS lets a row pass its limit by 1e-6; then it is asked again with less room
         tight = [constraints[0], *(LinearConstraint(c.A, -np.inf, c.ub - spare) for c in constraints[1:])]
-        result = milp(damages, constraints=tight, integrality=ones, bounds=Bounds(0, 1), options={"mip_rel_gap": 0.0})
+        with _silence():
+            result = milp(
+                damages, constraints=tight, integrality=ones, bounds=Bounds(0, upper), options={"mip_rel_gap": 0.0}
+            )
         if result.x is None:
             return None
         picked = [int(np.argmax(result.x[starts[k] : starts[k + 1]])) for k in range(len(rows))]
@@ -223,6 +235,28 @@ def _milp(rows: Sequence[_Row], limits: Mapping[str, float], damages: np.ndarray
         if all(costs[k][chosen].sum() <= limits[k] for k in limits):
             return picked
     return None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """HiGHS leaves a trace of its own debugging on file descriptor 1, where a command's answer belongs."""
+    import ctypes
+
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output to spoil
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+        ctypes.CDLL(None).fflush(None)  # what C still holds goes nowhere, too
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _allocation(
