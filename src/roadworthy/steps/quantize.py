@@ -9,13 +9,27 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.quantize.observers import OBSERVERS
 from roadworthy.quantize.place import Placement, place
-from roadworthy.quantize.quantize import activation_encodings, incompatible_merges, quantize_units
+from roadworthy.quantize.quantize import (
+    activation_encodings,
+    incompatible_merges,
+    quantize_units,
+    snap_to_powers_of_two,
+)
 from roadworthy.quantize.readers import encodings_by_readers
 from roadworthy.quantize.refine import refine
+from roadworthy.quantize.weights import GRIDS, Wish
 from roadworthy.run.arithmetic import int8_refusal
 from roadworthy.run.targets import TARGETS
 from roadworthy.steps.calibration import Calibration
-from roadworthy.steps.settings import WEIGHT_OBSERVERS, choice, known_layers
+from roadworthy.steps.settings import (
+    GRANULARITIES,
+    SCALES,
+    WEIGHT_OBSERVERS,
+    between,
+    check_settings,
+    choice,
+    known_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,12 @@ class Quantize:
     target: a key of TARGETS.   observer, weight_observer: keys of OBSERVERS ("minmax" or "mse" for weights). On a
     target that is `whole`, "mse" is the error behind the layers that read a value (quantize/readers.py).
     keep_float: names of layers that compute in float.   wide: names of layers among them whose weights are stored
-    with 16 bits instead of 8.   float_weights: names of layers whose weights are not touched at all.
+    with 16 bits instead of `weight_bits`.   float_weights: names of layers whose weights are not touched at all.
+    weight_bits: 2..8, of every layer's weight; bits: of single layers, as (name, bits).   granularity: one weight scale
+    per output "channel" or per "tensor".   grid: a key of GRIDS, where the codes of a weight may lie (model/encoding.py
+    and quantize/weights.py).   scales: "power_of_two" for devices that only shift, else "free".
+    activation_bits: 8, or 16 where the target takes it.   wide_activations: names of values, or of layers whose
+    result is meant, that have 16 bits.
     """
 
     target: str = choice("ort", TARGETS)
@@ -34,8 +53,16 @@ class Quantize:
     keep_float: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
     float_weights: tuple[str, ...] = ()
+    weight_bits: int = between(8, 2, 8)
+    bits: tuple[tuple[str, int], ...] = between((), 2, 8)
+    granularity: str = choice("channel", GRANULARITIES)
+    grid: str = choice("linear", GRIDS)
+    scales: str = choice("free", SCALES)
+    activation_bits: int = between(8, 8, 16)
+    wide_activations: tuple[str, ...] = ()
 
     def __call__(self, model: Model, samples: Samples) -> Model:
+        check_settings(self)
         placement = self.placement(model, samples)
         made = self._encode(model, samples, placement)
         if not TARGETS[self.target].whole:
@@ -62,12 +89,16 @@ class Quantize:
                 known = Calibration.ranges(model, samples)
                 activations = encodings_by_readers(model, placement, statistics, activations, images, known)
             activations = refine(model, placement, statistics, activations)
-        store = {n: 16 if n in self.wide else 8 for n in placement.why_float if n not in set(self.float_weights)}
-        return quantize_units(model, placement, activations, self.weight_observer, store)
+        if self.scales == "power_of_two":
+            activations = snap_to_powers_of_two(activations, statistics, placement.results)
+        wish = Wish(self.weight_bits, self.bits, self.granularity == "tensor", self.grid, self.scales != "free")
+        stored = [n for n in placement.why_float if n not in set(self.float_weights)]
+        store = {n: 16 if n in self.wide else wish.bits_of(n) for n in stored}
+        return quantize_units(model, placement, activations, self.weight_observer, store, wish)
 
     def placement(self, model: Model, samples: Samples) -> Placement:
         """What runs in int8; Concats whose inputs differ too much in measured range are kept apart."""
-        known_layers(model, (*self.keep_float, *self.wide, *self.float_weights))
+        known_layers(model, (*self.keep_float, *self.wide, *self.float_weights, *(name for name, _ in self.bits)))
         keep = frozenset(self.keep_float) | frozenset(self.float_weights) | frozenset(self.wide)
         target = TARGETS[self.target]
         first = place(model.ir, target, keep)

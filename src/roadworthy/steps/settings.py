@@ -15,6 +15,8 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import units
 
 WEIGHT_OBSERVERS = ("minmax", "mse")
+GRANULARITIES = ("channel", "tensor")
+SCALES = ("free", "power_of_two")
 NAMES = tuple[str, ...]
 NUMBERS = tuple[tuple[str, int], ...]
 
@@ -54,6 +56,12 @@ def read_settings(kind: type[Any], settings: dict[str, Any], step: str, where: s
         made[key] = _typed(value, hints[key], told)
         _within(made[key], known[key], told)
     return kind(**made)
+
+
+def check_settings(step: Any) -> None:
+    """Raises InputError naming the setting of a step, made in Python, that holds what it must not."""
+    for known in fields(step):
+        _within(getattr(step, known.name), known, f"`{type(step).__name__}.{known.name}`")
 
 
 def plain(value: Any) -> Any:
