@@ -3,8 +3,8 @@
     lo[i, t], hi[i, t]   extremes of tensor t on image i            LO[t], HI[t]   over all images, zero included
     covered(S) = mean over t of  (max over S of hi - min over S of lo) / (HI - LO)         0..1
 
-The greedy choice by covered() is the standard one for sums that saturate: it reaches at least 1 - 1/e of what any choice
-of as many images could (Nemhauser, Wolsey, Fisher, "An analysis of approximations for maximizing submodular set
+The greedy choice by covered() is the standard one for sums that saturate: it reaches at least 1 - 1/e of what any
+choice of as many images could (Nemhauser, Wolsey, Fisher, "An analysis of approximations for maximizing submodular set
 functions", 1978). The extremes are found inside the network (ReduceMin, ReduceMax), so an image costs little more than
 running it, and two numbers for each tensor are kept of it.
 """
@@ -46,8 +46,8 @@ def extremes(
         bad = np.flatnonzero(~np.isfinite(rows[-1]))
         if len(bad):
             raise InputError(
-                f"on calibration image {len(rows)} the tensor {values[bad[0] % len(values)]!r} of {model.source} becomes"
-                " NaN or infinite; check the preprocessing, or the model"
+                f"on calibration image {len(rows)} the tensor {values[bad[0] % len(values)]!r} of {model.source}"
+                " becomes NaN or infinite; check the preprocessing, or the model"
             )
         if progress:
             progress(len(rows))
