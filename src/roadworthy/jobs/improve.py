@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 GAIN = 0.02
 """Least share by which the held-out distance must fall: less is what another draw of images does by itself."""
+AUDITED = 12
+"""Held-out images on which single tables are tried."""
 TABLES = 0.05
 """Most share by which all 8-bit tables that are kept may raise the distance, by what each does alone."""
 
@@ -65,7 +67,7 @@ def _exact_activations(search: Search, best: Trial) -> Recipe | None:
     if not tables or best.distance is None:
         return None
     with search.ui.stage(f"8-bit tables on {search.target}", len(tables)) as advance:
-        alone = damages(folded, search.task, search.probes, model.encodings, tables, search.threads, advance)
+        alone = damages(folded, search.task, search.probes[:AUDITED], model.encodings, tables, search.threads, advance)
     search.note_sensitivity(
         "task distance with only this activation as an 8-bit table", {made_by[p]: d for p, d in alone.items()}
     )
