@@ -3,8 +3,8 @@
     python benchmarks/weight_bits.py MODEL DATA [--images 64] [--held 48] [--test 0] [--only WORDS ...]
 
 Each row: the task distance to the original on training images that were not calibrated with (label-free; decisions are
-made by it), the drop against the labels of the test images with its 95 % interval (looked at last), the size of the plan,
-and of it the weights. Bias correction follows in every row. --test: how many test images (0: all). --only: rows whose
+made by it), the drop against the labels of the test images with its 95 % interval (looked at last), the size of the
+plan, and of it the weights. Bias correction follows in every row. --test: how many test images (0: all). --only: rows whose
 name holds one of these words.
 """
 

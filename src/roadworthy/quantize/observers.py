@@ -134,7 +134,7 @@ def aciq(stats: Statistics, spec: QuantSpec) -> Range:
         normal, s^2 = E(x - m)^2   (a^2 + s^2) erfc(a / s sqrt 2) - a s sqrt(2/pi) e^(-a^2 / 2s^2) + a^2 / (3 * 4^bits)
 
     A tensor of one sign (behind a ReLU) is half of a density around zero, without its point mass there, and has the
-    clip of one bit more. Never beyond the extremes. A skewed tensor (behind a SiLU) has neither density; `mse` serves it.
+    clip of one bit more. Never beyond the extremes. A skewed tensor (behind a SiLU) has neither density: take `mse`.
     """
     weights, centres = stats.hist.copy(), stats.centres
     if weights.sum() == 0 or stats.hi <= stats.lo:
