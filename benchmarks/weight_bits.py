@@ -4,8 +4,8 @@
 
 Each row: the task distance to the original on training images that were not calibrated with (label-free; decisions are
 made by it), the drop against the labels of the test images with its 95 % interval (looked at last), the size of the
-plan, and of it the weights. Bias correction follows in every row. --test: how many test images (0: all). --only: rows whose
-name holds one of these words.
+plan, and of it the weights. Bias correction follows in every row. --test: how many test images (0: all). --only: rows
+whose name holds one of these words.
 """
 
 from __future__ import annotations
