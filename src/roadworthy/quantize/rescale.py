@@ -8,7 +8,8 @@ and how far a factor may go (`limits`), from what was measured:
   may take any s >= MARGIN h / 6, one that comes closer to the bound takes none.
 - No channel becomes louder than the loudest one of its tensor was; a scale per tensor would pay for it.
 - A smooth activation f takes s only as long as the error, max |s f(p / s) - f(p)| over the measured range of p, stays
-  below a share of the step that 8 bits leave the tensor.
+  below a share of the step that 8 bits would leave this channel alone. (By the tensor's step, quiet channels beside a
+  loud one drown: YOLOX-Nano's distance doubled.)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from roadworthy.errors import InputError
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model
+from roadworthy.model.units import Unit, units
 from roadworthy.quantize.curve import Curve
 from roadworthy.quantize.place import before_activation
 from roadworthy.quantize.statistics import Statistics
@@ -97,7 +99,9 @@ def limits(model: Model, found: Ties, measured: Mapping[str, Statistics], tolera
     return np.minimum(low, 1.0), np.maximum(high, 1.0)
 
 
-def _bend(model, unit, measured, tolerance):  # type: ignore[no-untyped-def]
+def _bend(
+    model: Model, unit: Unit, measured: Mapping[str, Statistics], tolerance: float
+) -> tuple[Factors, Factors] | None:
     """(C,) least and largest factor that a smooth activation stands; None where it was not measured."""
     before = before_activation(unit)
     stats = measured.get(str(before.name))
@@ -107,7 +111,7 @@ def _bend(model, unit, measured, tolerance):  # type: ignore[no-untyped-def]
     curve = Curve(model.ir, unit, before)
     p = channels.lo[:, None] + (channels.hi - channels.lo)[:, None] * np.linspace(0, 1, _ACROSS)  # C, points
     y = curve(p)
-    most = tolerance * (max(y.max(), 0.0) - min(y.min(), 0.0)) / 255
+    most = tolerance * (np.maximum(y.max(1), 0.0) - np.minimum(y.min(1), 0.0)) / 255
     bounds = []
     for factors in (1 / _TRIED, _TRIED):
         best, stands = np.ones(len(p)), np.ones(len(p), bool)
@@ -128,8 +132,6 @@ def magnitudes(layer: Layer) -> NDArray[np.float64]:
 def rescale(model: Model, found: Ties, factors: Factors, step: str) -> Model:
     """The model with the factors written into its weights; the same function up to rounding.   factors: (groups,)."""
     ir = g.clone(model.ir)
-    from roadworthy.model.units import units
-
     for unit, layer in zip(units(ir), found.layers):
         out, into = factors[layer.outs], factors[layer.ins]
         if (out == 1).all() and (into == 1).all():
