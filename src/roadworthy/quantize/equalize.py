@@ -30,7 +30,7 @@ from roadworthy.quantize.bias import add_to_bias
 from roadworthy.quantize.place import before_activation
 from roadworthy.quantize.rescale import Factors, Measure, limits, magnitudes, rescale, walk, wanted
 from roadworthy.quantize.statistics import Statistics
-from roadworthy.quantize.ties import Site, Ties, as_rows, sites, ties
+from roadworthy.quantize.ties import Site, Ties, as_rows, sites, summary, ties
 
 ROUNDS = 50
 SETTLED = 0.01
@@ -56,10 +56,7 @@ def equalize(model: Model, measure: Measure | None, tolerance: float = 0.0, abso
     measured = measure(names) if measure is not None and names else {}
     low, top = limits(model, found, measured, tolerance)
     factors = balance(found, low, top)
-    rows = [row for row in sites(found, factors) if row.readers]
-    moved = sum(row.moved > 0 for row in rows)
-    line = f"equalize: {moved} layers with their readers, {len(rows) - moved} left alone"
-    made = rescale(model, found, factors, line)
+    made = rescale(model, found, factors, f"equalize: {summary(found, factors)}")
     return made if high is None else absorb_bias(made, high, found, factors, measured)
 
 

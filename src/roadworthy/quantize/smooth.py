@@ -18,9 +18,9 @@ from roadworthy.model.model import Model
 from roadworthy.quantize.equalize import greatest
 from roadworthy.quantize.place import is_depthwise
 from roadworthy.quantize.rescale import Factors, Measure, limits, magnitudes, peaks, rescale, walk, wanted
-from roadworthy.quantize.ties import Ties, sites
+from roadworthy.quantize.ties import Ties, summary
 
-QUIET = 1 / 64
+QUIET = 1 / 256
 """Least loudness of a channel, as a share of the loudest beside it: what hardly moved may move on other images."""
 
 
@@ -38,9 +38,7 @@ def smooth(model: Model, measure: Measure, alpha: float, depthwise: float = 1.0,
     loud, beside = peaks(found, measured)
     factors = migration(found, loud, beside, alpha, depthwise)
     factors = np.clip(factors, low, high)
-    rows = [row for row in sites(found, factors) if row.readers]
-    moved = sum(row.moved > 0 for row in rows)
-    return rescale(model, found, factors, f"smooth: {moved} layers' results, {len(rows) - moved} left alone")
+    return rescale(model, found, factors, f"smooth: {summary(found, factors)}")
 
 
 def migration(found: Ties, loud: Factors, beside: Factors, alpha: float, depthwise: float) -> Factors:

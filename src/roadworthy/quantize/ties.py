@@ -32,6 +32,7 @@ ZERO = 0
 """The number of zeros that padding adds: they follow any factor."""
 CURVED = frozenset({"SiLU", "HardSwish", "Gelu", "Mish"})
 """Activations that are close to commuting with a factor where all values are small, or all far from zero."""
+RESULT = "a result of the network"
 _COMMUTE = frozenset({"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 _REDUCE = frozenset({"ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum"})
@@ -108,6 +109,13 @@ def sites(found: Ties, factors: NDArray[np.float64] | None = None) -> list[Site]
         reason = fixed.most_common(1)[0][0] if fixed else ""
         rows.append(Site(layer.unit.name, tuple(names), len(why), len(why) - sum(fixed.values()), moved, reason))
     return rows
+
+
+def summary(found: Ties, factors: NDArray[np.float64]) -> str:
+    """One line about the layers in front of others."""
+    rows = [row for row in sites(found, factors) if row.reason != RESULT]
+    moved = sum(row.moved > 0 for row in rows)
+    return f"{moved} layers with their readers, {len(rows) - moved} left alone"
 
 
 def as_rows(unit: Unit, weight: NDArray) -> NDArray:
@@ -223,7 +231,7 @@ class _Walk:
             elif id(node) not in done:
                 self._node(node)
         for value in g.outputs(self._ir):
-            self._fix(self._of.get(str(value.name)), "a result of the network")
+            self._fix(self._of.get(str(value.name)), RESULT)
 
     def _layer(self, unit: Unit) -> set[int]:
         """Take in a unit; the nodes of it that need no further look."""
