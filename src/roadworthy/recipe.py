@@ -17,10 +17,22 @@ from roadworthy.steps.bias import CorrectBias
 from roadworthy.steps.calibration import Calibration
 from roadworthy.steps.fold import Fold
 from roadworthy.steps.quantize import Quantize
+from roadworthy.steps.round import Round
 from roadworthy.steps.settings import plain, read_settings
 from roadworthy.steps.store import StoreWeights
 
-__all__ = ["STEPS", "Calibration", "CorrectBias", "Fold", "Quantize", "Recipe", "Step", "StoreWeights", "read_recipe"]
+__all__ = [
+    "STEPS",
+    "Calibration",
+    "CorrectBias",
+    "Fold",
+    "Quantize",
+    "Recipe",
+    "Round",
+    "Step",
+    "StoreWeights",
+    "read_recipe",
+]
 
 VERSION = 1
 
@@ -34,6 +46,7 @@ STEPS: dict[str, type[Any]] = {
     "quantize": Quantize,
     "store_weights": StoreWeights,
     "correct_bias": CorrectBias,
+    "round": Round,
 }
 
 

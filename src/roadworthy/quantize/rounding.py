@@ -1,22 +1,20 @@
 """Learned rounding of one layer: codes of least output error, from second moments of its inputs.
 
 A layer is y = W x + b, for every group of a convolution, with x the (K,) patch under an output pixel. Of the rounded
-layer W' x' + b', where x' may be another network's version of x, the squared error over many patches is, with the
-best bias b',
+layer W' x + b' the squared error over many patches is, with the best bias b' = b + (W - W') E[x],
 
-    E |W' x' + b' - W x - b|^2 = sum over rows  (w' - t) A (w' - t)^T + constant
-    A = Cov(x')        t = W Cov(x, x') A^-1        b' = b + W E[x] - W' E[x']
+    E |W' x + b' - W x - b|^2 = sum over rows  (w' - w) A (w' - w)^T        A = Cov(x)
 
-so that it needs only A (K x K), and t = w where x' = x. Each weight is put on the grid of its row; which of its grid
-points is the question, as errors of correlated inputs can be made to cancel:
+so that it needs A alone (K x K). Each weight is put on the grid of its row; which of its grid points is the question,
+as errors of correlated inputs can be made to cancel:
 
-nearest      t itself, rounded
+nearest      w itself, rounded
 sequential   one weight after the other; what is still open makes up for the error so far. With A = L L^T the error is
-             sum_j (sum_{i >= j} L[i,j] d[i])^2, d = w' - t, which is decided from the last term to the first (Babai's
+             sum_j (sum_{i >= j} L[i,j] d[i])^2, d = w' - w, which is decided from the last term to the first (Babai's
              nearest plane; the same codes as OPTQ of Frantar et al., "GPTQ", ICLR 2023)
-descent      that, then sweeps in which each weight takes the grid point that is best beside all others, until none moves
+descent      that, then sweeps in which each weight takes the grid point that is best beside the others
 adaround     the relaxation of Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020:
-             w' = s (floor(t / s) + h(v)), h a stretched sigmoid, pushed to 0 or 1 while the error is descended
+             w' = s (floor(w / s) + h(v)), h a stretched sigmoid, pushed to 0 or 1 while the error is descended
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ F64 = NDArray[np.float64]
 BLOCK = 64
 """Columns that are decided before the others hear of it: products of matrices instead of vectors."""
 SWEEPS = 12
-DAMPING = 0.01
-"""Share of the mean variance that is added to every input's: moments of few images are not to be trusted to the last."""
+DAMPING = 0.05
+"""Share of the mean variance that is added to every input's, as moments of few images are not exact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +139,9 @@ def adaround(target: F64, moment: F64, grid: Grid, steps: int = 600) -> F64:
     rest = np.clip(target / scale - floor, 0.0, 1.0)
     stretched = np.clip((rest + 0.1) / 1.2, 1e-4, 1 - 1e-4)
     v = np.log(stretched / (1 - stretched))
-    normal = 1.0 / np.maximum((np.diagonal(moment, axis1=-2, axis2=-1)[:, None, :] * scale**2).mean(-1), 1e-30)[..., None]
+    normal = (
+        1.0 / np.maximum((np.diagonal(moment, axis1=-2, axis2=-1)[:, None, :] * scale**2).mean(-1), 1e-30)[..., None]
+    )
     m, u = np.zeros_like(v), np.zeros_like(v)
     for k in range(1, steps + 1):
         sigmoid = 1 / (1 + np.exp(-v))
