@@ -92,7 +92,8 @@ void read_fixed(const Source& s, ConvSpec& c) {
   s.require(!c.out_float, "has an epilogue that does not give the type it writes");
   s.integer(UNARY_FN, "unary", 0, 0);
   c.bias = s.blob<int32_t>(BIAS, "biases", c.cout);
-  c.scales = FixedScales(s, s.blob<int32_t>(MULTIPLIER, "multipliers", c.cout), s.blob<int32_t>(SHIFT, "shifts", c.cout), "multipliers");
+  auto multipliers = s.blob<int32_t>(MULTIPLIER, "multipliers", c.cout), shifts = s.blob<int32_t>(SHIFT, "shifts", c.cout);
+  c.scales = FixedScales(s, std::move(multipliers), std::move(shifts), "multipliers");
   c.zero = s.integers(ZERO, "zero points", c.cout, curve ? INT16_MIN : 0, curve ? INT16_MAX : 255);
   f.lo = s.integer(LO, "lo", 0, 255);
   f.hi = s.integer(HI, "hi", f.lo, 255);

@@ -69,7 +69,8 @@ Made make_pool_fixed(const Source& s) {
   p.zx = s.integer(7, "z_x", 0, 255);
   p.zy = s.integer(8, "z_y", 0, 255);
   const int64_t positions = w.positions(s);
-  const FixedScales scales(s, s.blob<int32_t>(0, "multipliers", positions + 1), s.blob<int32_t>(1, "shifts", positions + 1), "multipliers", 1);
+  auto multipliers = s.blob<int32_t>(0, "multipliers", positions + 1), shifts = s.blob<int32_t>(1, "shifts", positions + 1);
+  const FixedScales scales(s, std::move(multipliers), std::move(shifts), "multipliers", 1);
   return rows(y, 0.03 * w.area(x), [=, run = s.kernels.avgpool_fixed](Bases bases, int begin, int end) {
     PoolFixedParams q = p;
     q.m = scales.m.data(), q.s = scales.s.data();
