@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from roadworthy.check.accuracy import Predictions, predict, tensor_of
+from roadworthy.check.accuracy import Predictions, drop, predict, tensor_of
 from roadworthy.check.contract import settle_task
 from roadworthy.check.judge import Judge, distance
 from roadworthy.data.readers import read
@@ -93,11 +93,12 @@ def main() -> None:
     model, calibration, test = model.with_task(task), dataset.calibration, dataset.test
     judge = Judge.of(task, test, lambda: runner, 0.5)
     print(f"original: {judge.metric} {judge.original_value:.2f} on {len(test)} images, against {judge.reference.kind}")
+    more = []
     for seed in range(options.seed, options.seed + options.draws):
         recipe = Recipe((Fold(), Quantize("fixed"), CorrectBias()), options.images, seed)
         data = to_qdq(recipe.apply(model, calibration))
         small = from_qdq(load(data))
-        if seed == options.seed:
+        if seed == options.seed and options.check:
             compared, unequal = check(small, [tensor_of(s, task)[0] for s in test[: options.check]])
             print(f"engine against NumPy: {compared:,} values compared, {unequal} unequal")
             print(f"golden vectors: {golden(small, tensor_of(calibration[0], task)[0])}")
@@ -117,7 +118,14 @@ def main() -> None:
             found[name] = judge(predictions).drop, predictions
             print(f"draw {seed}, {name}: distance {away:.4f}, drop {found[name][0]:+.3f}, {milliseconds:.1f} ms")
         apart = found["fixed"][0] - found["native"][0]
-        print(f"draw {seed}: fixed loses {apart:+.3f} more{same_first(found['native'][1], found['fixed'][1])}")
+        if not judge.raw:
+            paired = drop(found["native"][1], found["fixed"][1], judge.reference, task, 300, 0)
+            print(f"draw {seed}: 95 % of resampled image sets lie in {paired.low:+.2f} to {paired.high:+.2f}")
+        more.append(apart)
+        print(
+            f"draw {seed}: fixed loses {apart:+.3f} more{same_first(found['native'][1], found['fixed'][1])}", flush=True
+        )
+    print(f"fixed loses {np.mean(more):+.3f} +- {np.std(more) / np.sqrt(max(len(more) - 1, 1)):.3f} more")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,7 @@ def golden_vectors(
     known = [o.unit.name for o in runner.operations if o.unit is not None and o.form == "unit"]
     for name in layers:
         if name not in known:
-            raise InputError(
-                f"the model has no integer layer named {name!r}; its first is {known[0] if known else None!r}"
-            )
+            raise InputError(f"the model has no integer layer named {name!r}; it has {', '.join(known[:3])}, ...")
     kept = [o for o in runner.operations if o.form != "float" and (not layers or (o.unit and o.unit.name in layers))]
     rows = [row for operation in kept for row in made.rows(operation)]
     made.golden.description = {
