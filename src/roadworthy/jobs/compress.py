@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from roadworthy import __version__
-from roadworthy.check.accuracy import DRAWN, Predictions, labelled, predict, reference_of
+from roadworthy.check.accuracy import DRAWN, Predictions, labelled, predict, reference_of, tensor_of
 from roadworthy.check.bench import BenchResult, Entry, bench
 from roadworthy.check.contract import settle_task, suspects
 from roadworthy.check.judge import Judge
-from roadworthy.check.machine import versions
+from roadworthy.check.machine import environment, usable_cores, versions
 from roadworthy.check.report import write_html, write_json
 from roadworthy.data.dataset import Dataset, join
 from roadworthy.data.readers import read
@@ -44,13 +44,18 @@ from roadworthy.jobs.stages import (
 )
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
+from roadworthy.model.qdq import from_qdq, has_qdq
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
 from roadworthy.recipe import Calibration, Fold, Quantize, Recipe, StoreWeights, read_recipe
+from roadworthy.run.golden import Golden, golden_vectors
 from roadworthy.run.targets import TARGETS
 
 FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
 """What every job writes; beside it the file that the target runs, where that is another than the ONNX file."""
+GOLDEN_FILES = ("golden.npz", "golden.json")
+"""Beside a plan in fixed point: codes and accumulators of GOLDEN_IMAGES calibration images, to check a device by."""
+GOLDEN_IMAGES = 1
 EFFORTS = ("quick", "normal", "thorough")
 RESOLUTION = 0.95
 """A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
@@ -97,7 +102,7 @@ class Settings:
         """The targets to search on."""
         if self.target != "auto":
             return (self.target,)
-        return tuple(name for name, target in TARGETS.items() if target.available())
+        return tuple(name for name, target in TARGETS.items() if target.available() and not target.simulated)
 
 
 @dataclass(frozen=True)
@@ -177,9 +182,13 @@ def compress(
             speed, best = _final_speed(model, task, dataset.test, chosen, settings, ui)
         with clock("proof"), ui.stage("layer by layer", None):
             evidence = gather(model, best, searches, judge, calibration, dataset, speed, settings.seed, RESOLUTION)
+        golden = None
+        if best.target == "fixed":
+            with clock("golden vectors"), ui.stage("golden vectors", None):
+                golden = _golden(best, task, calibration, settings)
     seconds = time.monotonic() - started
     report = _report(model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command)
-    _write(folder, best, report, evidence, force)
+    _write(folder, best, report, evidence, force, golden)
     stages.drop()
     return Outcome(folder, report, 0 if report["verdict"] == "hold" else 3)
 
@@ -190,8 +199,6 @@ _INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMul
 
 def has_integers(model: Model) -> bool:
     """Whether a model is quantized, in any form that files have: Q/DQ, stored weights, operators on integers."""
-    from roadworthy.model.qdq import has_qdq
-
     return has_qdq(model) or any(n.op_type in _INTEGER_OPS for n in g.nodes(model.ir))
 
 
@@ -234,7 +241,7 @@ def check_output(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file; give a folder with --out")
     if folder.is_dir() and any(folder.iterdir()):
-        own = {*FILES, *(target.file for target in TARGETS.values())}
+        own = {*FILES, *GOLDEN_FILES, *(target.file for target in TARGETS.values())}
         strangers = sorted(p.name for p in folder.iterdir() if p.name not in own)
         if strangers:
             raise InputError(f"the output folder {folder} holds other files ({strangers[0]}); give another with --out")
@@ -259,7 +266,16 @@ def stage_folder(folder: Path) -> Path:
     return folder.absolute().parent / f".{folder.name}.stages"
 
 
-def _write(folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence, force: bool) -> None:
+def _golden(best: Trial, task: Task, calibration: Samples, settings: Settings) -> Golden:
+    """The golden vectors of what is shipped, on the first images that it was calibrated with."""
+    chosen = best.recipe.choose(calibration)
+    tensors = [tensor_of(s, task)[0] for s in chosen[:GOLDEN_IMAGES]]
+    return golden_vectors(from_qdq(load(best.data)), tensors)
+
+
+def _write(
+    folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence, force: bool, golden: Golden | None
+) -> None:
     """All files at once: into a temporary folder, then one rename."""
     parent = folder.absolute().parent
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}-"))
@@ -268,6 +284,8 @@ def _write(folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence
         (temporary / "model.onnx").write_bytes(best.data)
         if best.deployed is not best.data:
             (temporary / TARGETS[best.target].file).write_bytes(best.deployed)
+        if golden is not None:
+            golden.write(*(temporary / name for name in GOLDEN_FILES))
         (temporary / "recipe.yaml").write_text(report["recipe"])
         write_json(report, temporary / "report.json")
         write_html(report, evidence.pictures, temporary / "report.html")
@@ -399,6 +417,9 @@ def _final_speed(
 
     On a machine that does not come to rest all is measured ATTEMPTS times, and the middle measurement counts.
     """
+    if all(TARGETS[t.target].simulated for t in chosen):
+        threads = settings.threads or usable_cores()
+        return BenchResult((), threads, 0, 0.0, True, {}, environment(threads)), min(chosen, key=_broken)
     frames = [s.image() for s in test[:8]]
     decode = task.decode if task.is_detector else None
     original = model.float_bytes()
@@ -488,7 +509,7 @@ def _report(
     warnings = list(evidence.warnings)
     if replay is None and settings.target == "auto":
         warnings += [
-            f"not tried on {name}: {TARGETS[name].missing}" for name in TARGETS if name not in settings.targets
+            f"not tried on {name}: {target.missing}" for name, target in TARGETS.items() if not target.available()
         ]
     if replay is not None:
         for name, value in replay[1].items():

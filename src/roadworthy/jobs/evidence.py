@@ -68,17 +68,20 @@ def gather(
     task = judge.task
     assert best.predictions is not None and best.judgement is not None
     interval = judge.interval(best.predictions, seed)
-    base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
-    elsewhere = {
-        e.target: speed.compare(e.label, mine.label)[0]
-        for e in speed.entries
-        if e.label.startswith("original on ") and e.target != best.target
-    }
-    ratio, spread = speed.compare(base.label, mine.label)
+    budgets = [_accuracy_budget(judge, best, interval)]
+    ratio, elsewhere = None, {}
+    if not TARGETS[best.target].simulated:
+        base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
+        elsewhere = {
+            e.target: speed.compare(e.label, mine.label)[0]
+            for e in speed.entries
+            if e.label.startswith("original on ") and e.target != best.target
+        }
+        ratio, spread = speed.compare(base.label, mine.label)
+        budgets.append(_speed_budget(best, ratio, spread, resolution, speed.quiet))
     warnings = [w for s in searches for w in s.warnings] + list(speed.notes)
     if dataset.note:
         warnings.append(dataset.note)
-    budgets = [_accuracy_budget(judge, best, interval), _speed_budget(best, ratio, spread, resolution, speed.quiet)]
     if len(judge.samples) < FEW:
         warnings.append(
             f"only {len(judge.samples)} test images: the drop and its interval say little; give at least {FEW}"
@@ -143,17 +146,13 @@ MOST_NAMED = 8
 
 
 def _float_layers(best: Trial) -> list[str]:
-    """Which layers of an int8 network the native engine computes in float, by name."""
+    """Which layers of an int8 network the engine computes in float (on fixed: the host), by name."""
     if best.deployed is best.data:
         return []
     from roadworthy.run.native.runner import float_layers
 
-    lines = [f"on native, {line}" for line in float_layers(best.data)]
-    more = (
-        [f"the native engine computes {len(lines) - MOST_NAMED} more layers in float"]
-        if len(lines) > MOST_NAMED
-        else []
-    )
+    lines = [f"on {best.target}, {line}" for line in float_layers(best.data)]
+    more = [f"{best.target} computes {len(lines) - MOST_NAMED} more layers in float"] if len(lines) > MOST_NAMED else []
     return lines[:MOST_NAMED] + more
 
 
@@ -218,7 +217,7 @@ def _summary(
     best: Trial,
     judge: Judge,
     interval: Interval | None,
-    ratio: float,
+    ratio: float | None,
     elsewhere: Mapping[str, float],
     searches: list[Search],
     size_ratio: float,
@@ -244,6 +243,12 @@ def _summary(
             f" points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
         )
     lines.append(f"{model.size:,} -> {len(best.deployed):,} bytes: {size_ratio:.2f}x smaller.")
+    if ratio is None:
+        lines.append(
+            f"Integers alone, with 32-bit multipliers and shifts: {TARGETS[best.target].file} is what a device without"
+            " floating point computes. It was run here only to measure its accuracy; its speed here says nothing."
+        )
+        return lines
     speeds = [f"{ratio:.2f}x the speed of the original on {best.target}"]
     speeds += [f"{times:.2f}x on {target}" for target, times in elsewhere.items()]
     lines.append(f"{', '.join(speeds)}.")

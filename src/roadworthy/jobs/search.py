@@ -25,6 +25,7 @@ from roadworthy.check.accuracy import Predictions, predict, tensor_of
 from roadworthy.check.bench import Entry, bench
 from roadworthy.check.judge import Judge, Judgement, distance
 from roadworthy.data.samples import Samples
+from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.model.qdq import to_qdq
 from roadworthy.model.task import Task
@@ -124,6 +125,8 @@ class Search:
     def run(self) -> list[Trial]:
         """The trials that a final measurement decides between: int8 where it is faster and holds the budget, and stored
         weights, which are never slower. Every other trial's `why` says why not."""
+        if TARGETS[self.target].simulated:
+            return [self._integers_alone()]
         stored = self.build("stored weights", "int8-stored weights", self.recipe(StoreWeights()))
         self.trials.append(stored)
         int8 = self._best_int8()
@@ -143,6 +146,18 @@ class Search:
         holds = self.evaluate(stored).holds
         stored.why = "chosen: int8 did not prove faster in the last measurement" if holds else "breaks the budget"
         return [found, stored] if holds else [found]
+
+    def _integers_alone(self) -> Trial:
+        """On a target that is only simulated here nothing is measured, and there is no float to fall back on."""
+        int8 = self._best_int8()
+        if int8 is None:
+            raise InputError(f"{self.warnings[-1]}; choose another target")
+        self.trials.insert(0, int8)
+        holds = self.evaluate(int8).holds
+        int8.why = "chosen: " + (
+            "the budget holds" if holds else "all that this target computes; the budget does not hold"
+        )
+        return int8
 
     # Candidates
 

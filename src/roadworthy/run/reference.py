@@ -92,6 +92,10 @@ class ReferenceRunner:
         state = self._compute(feeds, frozenset())
         return {name: state.codes[name] for name in names}
 
+    def all_codes(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray[np.uint8]]:
+        """The codes of every value that is held as codes, by name."""
+        return self._compute(feeds, frozenset()).codes
+
     def constant(self, value: g.Value) -> Array | None:
         """The array of a constant, rounded to its codes where it has an encoding; None for a computed value."""
         name = str(value.name)
@@ -199,20 +203,28 @@ def _pre_node(unit: Unit) -> g.Node:
     return next(n for n in unit.nodes if n.outputs[0] is made)
 
 
+def accumulate(
+    unit: Unit, x: NDArray[np.uint8], source: Encoding, w: NDArray[np.int8], bias: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """acc of a unit on codes x.   w: codes in the layout of the weight.   bias: the folded one, per output channel."""
+    anchor = unit.anchor
+    if anchor.op_type == "Conv":
+        at = ar.windows(anchor, x.shape[2:], w.shape[2:])
+        padded = ops.pad_image(x, at, source.zero_point)
+        total = ops.convolve(padded, w, at, g.attribute(anchor, "group", 1))
+        return np.asarray(total.astype(np.int64) + bias.reshape(-1, 1, 1))
+    matrix = w.T if unit.weight_axis == 0 else w
+    total = x.astype(np.float64) @ matrix.astype(np.float64)  # exact, as in `convolve`
+    return np.asarray(total.astype(np.int64) + bias)
+
+
 def _integer_unit(state: _State, unit: Unit, taps: frozenset[str]) -> None:
     epilogue, w = state.runner.layer(unit)
     x, encoding = state.operand(unit.input)
-    anchor, axis = unit.anchor, 1 if unit.anchor.op_type == "Conv" else -1
-    if anchor.op_type == "Conv":
-        at = ar.windows(anchor, x.shape[2:], w.shape[2:])
-        padded = ops.pad_image(x, at, encoding.zero_point)
-        total = ops.convolve(padded, w, at, g.attribute(anchor, "group", 1))
-    else:
-        matrix = w.T if unit.weight_axis == 0 else w
-        total = x.astype(np.float64) @ matrix.astype(np.float64)  # exact, as in `convolve`
-    shape = [1] * total.ndim
+    axis = 1 if unit.anchor.op_type == "Conv" else -1
+    acc = accumulate(unit, x, encoding, w, epilogue.bias)
+    shape = [1] * acc.ndim
     shape[axis] = -1
-    acc = total.astype(np.int64) + epilogue.bias.reshape(shape)
     result = (finish if isinstance(epilogue, ar.Epilogue) else finish_fixed)(epilogue, acc, axis)  # type: ignore[arg-type]
     (state.put if epilogue.kind == "real" else state.put_codes)(unit.output, result)
     before = ar.pre_activation(unit)

@@ -54,14 +54,16 @@ def multiplier(m: NDArray[Any] | float, what: str) -> tuple[I32, I32]:
     An m below 2^-32 keeps S = 62 and has a smaller M. Raises UnsupportedError from 2^29 up; `what` needs the number.
     """
     values = np.atleast_1d(np.asarray(m, np.float64))
+    if not (values < 2.0**29).all() or (values < 0).any():  # NaN compares false
+        raise _without_form(
+            what, f"a multiplier of {np.max(values):.3g} is more than 32 bits and a shift express (2^29)"
+        )
     mantissa, exponent = np.frexp(values)
     steps = np.rint(np.ldexp(mantissa, 31)).astype(np.int64)
     carried = steps == 1 << 31  # rounded up to the next power of two
     steps, shift = np.where(carried, 1 << 30, steps), 31 - (exponent.astype(np.int64) + carried)
-    if not np.isfinite(values).all() or (values < 0).any() or (shift < LEAST_SHIFT).any():
-        raise UnsupportedError(
-            f"a multiplier of {np.max(values):.3g} is beyond what 32 bits and a shift express (2^29)"
-        )
+    if (shift < LEAST_SHIFT).any():
+        raise _without_form(what, "a multiplier rounds up to 2^29, more than 32 bits and a shift express")
     small = shift > MOST_SHIFT
     steps = np.where(small, np.rint(np.ldexp(values, MOST_SHIFT)), steps)
     return steps.astype(np.int32), np.where(small, MOST_SHIFT, shift).astype(np.int32)
@@ -154,8 +156,10 @@ def _without_form(what: str, reason: str) -> UnsupportedError:
 def fit_curve(function: Function, target: Encoding) -> Curve:
     """The curve of an activation whose result has the encoding `target`, one scale or many."""
     lo, hi = curve_range(function, target)
-    step = (hi - lo) / (65535 - STEP)  # up to one entry to spare: zero lies on an entry
-    zero = int(STEP * np.ceil((-32768 - lo / step) / STEP))
+    # At lo and hi the code changes; the ends of p, which stand for all beyond, lie an entry farther, clear of the tie.
+    # One more entry to spare lets zero lie on one.
+    step = (hi - lo) / (65535 - 3 * STEP)
+    zero = int(STEP * np.ceil((STEP - 32768 - lo / step) / STEP))
     values = exact(function, step * (STEP * (np.arange(ENTRIES) - 256.0) - zero))
     worth = float(np.abs(values).max()) / 32767 or 1.0
     return Curve(step, zero, np.rint(values / worth).astype(np.int16), worth)
