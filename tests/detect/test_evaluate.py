@@ -203,7 +203,7 @@ def test_the_figures_of_budgets_equal_those_of_pycocotools(seed: int, ties: bool
     truths, found = street(seed, ties=ties)
     expected = evaluate_detections(truths, found, CLASSES, 0.4)
     got = figures(truths, found, CLASSES, 0.4)
-    assert got.map == pytest.approx(expected.map, abs=1e-9)
+    assert got.whole == pytest.approx(expected.map, abs=1e-9)
     assert got.recall == pytest.approx(expected.recall, abs=1e-9)
     known = {c: v for c, v in expected.per_class.items() if v is not None}
     assert got.per_class == pytest.approx(known, abs=1e-9) and len(known) == CLASSES - 1
@@ -212,12 +212,12 @@ def test_the_figures_of_budgets_equal_those_of_pycocotools(seed: int, ties: bool
 
 
 def test_drops_of_classes_sizes_and_recall_come_from_the_same_draws() -> None:
-    """Class 1 alone loses half its detections: its drop stands clear of zero, those of the others are zero exactly."""
+    """Class 1 alone loses nine of ten detections: its drop stands clear of zero, those of the others are zero."""
     truths, found = street(3, images=60)
     rng = np.random.default_rng(0)
-    worse = [f.keep((f.classes != 1) | (rng.random(len(f)) < 0.5)) for f in found]
+    worse = [f.keep((f.classes != 1) | (rng.random(len(f)) < 0.1)) for f in found]
     drops = bootstrap_drops(truths, found, worse, CLASSES, (0.3, 0.3), rounds=100, seed=1)
-    assert drops.map == bootstrap_drop(truths, found, worse, CLASSES, rounds=100, seed=1)
+    assert drops.whole == bootstrap_drop(truths, found, worse, CLASSES, rounds=100, seed=1)
     before, after = figures(truths, found, CLASSES, 0.3), figures(truths, worse, CLASSES, 0.3)
     for c in range(CLASSES - 1):
         assert drops.per_class[c].drop == pytest.approx(before.per_class[c] - after.per_class[c], abs=1e-9)

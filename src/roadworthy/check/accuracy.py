@@ -35,6 +35,14 @@ from roadworthy.detect.evaluate import (
     evaluate_detections,
     map_only,
 )
+from roadworthy.detect.figures import (
+    Drops,
+    Figures,
+    bootstrap_class_drops,
+    bootstrap_drops,
+    class_figures,
+    figures,
+)
 from roadworthy.errors import InputError
 from roadworthy.model.task import Task
 from roadworthy.run.runner import Runner
@@ -223,6 +231,63 @@ def drop(
     rows = np.arange(len(reference.probabilities))
     kept = [reference.probabilities[rows, p.scores.argmax(1)] for p in (original, candidate)]  # type: ignore[union-attr]
     return bootstrap_mean(100.0 * (kept[0] - kept[1]).astype(np.float64), rounds, seed)
+
+
+def figures_of(
+    predictions: Predictions, reference: Reference, task: Task, threshold: float, sizes: Sequence[str] = ()
+) -> Figures:
+    """All figures that budgets name.   threshold: the operating point, of a detector.   sizes: keys of SIZES."""
+    if task.is_detector:
+        found = predictions.detections * reference.draws
+        return figures(reference.truths, found, task.decode.num_classes, threshold, sizes)
+    assert predictions.scores is not None
+    return class_figures(_shares(reference, predictions.scores.shape[1]), predictions.scores)
+
+
+def drops_of(
+    original: Predictions,
+    candidate: Predictions,
+    reference: Reference,
+    task: Task,
+    thresholds: tuple[float, float],
+    sizes: Sequence[str] = (),
+    classes: Sequence[int] = (),
+    rounds: int = 1000,
+    seed: int = 0,
+) -> Drops:
+    """What was lost of all that budgets name, with 95 % intervals (paired bootstrap over images).
+
+    thresholds: the operating points of the two.   classes: of a classifier, those to look at; a detector's come all.
+    """
+    if task.is_detector:
+        before, after = (p.detections * reference.draws for p in (original, candidate))
+        return bootstrap_drops(
+            reference.truths, before, after, task.decode.num_classes, thresholds, sizes, rounds, seed, reference.draws
+        )
+    assert original.scores is not None and candidate.scores is not None
+    shares = _shares(reference, original.scores.shape[1])
+    return bootstrap_class_drops(reference.labels, shares, original.scores, candidate.scores, classes, rounds, seed)
+
+
+def labels_of(reference: Reference, task: Task) -> dict[int, float]:
+    """How many labels each class has on the images; of drawn ones the mean over the draws, of probabilities the sum."""
+    if task.is_detector:
+        every = [t.classes[~t.ignore] for t in reference.truths]
+        found = np.bincount(np.concatenate([np.zeros(0, np.int64), *every]), minlength=task.decode.num_classes)
+        counts = found / reference.draws
+    else:
+        counts = _shares(reference, task.decode.num_classes).sum(axis=0, dtype=np.float64)
+    return {int(c): float(counts[c]) for c in np.flatnonzero(counts)}
+
+
+def _shares(reference: Reference, classes: int) -> NDArray[np.float32]:
+    """(N, C): how much of each image belongs to each class."""
+    if reference.labels is None:
+        assert reference.probabilities is not None
+        return reference.probabilities
+    shares = np.zeros((len(reference.labels), classes), np.float32)
+    shares[np.arange(len(shares)), reference.labels] = 1
+    return shares
 
 
 def output_sqnr_db(original: Predictions, candidate: Predictions) -> float:
