@@ -25,6 +25,7 @@ from roadworthy.detect.boxes import clip, iou_matrix
 from roadworthy.detect.decode import classify, detect
 from roadworthy.detect.detections import Detections, Truth
 from roadworthy.detect.evaluate import (
+    SIZES,
     ClassScores,
     DetectionScores,
     Interval,
@@ -280,6 +281,12 @@ def labels_of(reference: Reference, task: Task) -> dict[int, float]:
     return {int(c): float(counts[c]) for c in np.flatnonzero(counts)}
 
 
+def sizes_of(reference: Reference) -> dict[str, float]:
+    """How many labels of each size there are on the images; of drawn ones the mean over the draws."""
+    areas = np.concatenate([np.zeros(0), *(t.areas[~t.ignore] for t in reference.truths)])
+    return {s: float(((areas >= lo) & (areas <= hi)).sum()) / reference.draws for s, (lo, hi) in SIZES.items()}
+
+
 def _shares(reference: Reference, classes: int) -> NDArray[np.float32]:
     """(N, C): how much of each image belongs to each class."""
     if reference.labels is None:
@@ -305,8 +312,12 @@ def output_sqnr_db(original: Predictions, candidate: Predictions) -> float:
     return float(np.clip(worst, -EXACT_DB, EXACT_DB))
 
 
-def agreement(original: Predictions, candidate: Predictions, task: Task) -> dict[str, float]:
-    """How far two models say the same, in points, at the operating threshold.
+def agreement(
+    original: Predictions, candidate: Predictions, task: Task, threshold: float | None = None
+) -> dict[str, float]:
+    """How far two models say the same, in points, each at its operating threshold.
+
+    threshold: the candidate's, where that is not the task's.
 
     Detectors: share of the original's detections found again at IoU 0.5 (`found_again`), share of the candidate's that
     the original has (`also_in_original`), mean IoU of the pairs. Classifiers: share of equal top-1.
@@ -318,7 +329,8 @@ def agreement(original: Predictions, candidate: Predictions, task: Task) -> dict
     hits = ours = theirs = 0
     overlap = 0.0
     for a, b in zip(original.detections, candidate.detections):
-        a, b = a.keep(a.scores >= task.decode.score_threshold), b.keep(b.scores >= task.decode.score_threshold)
+        limit = task.decode.score_threshold
+        a, b = a.keep(a.scores >= limit), b.keep(b.scores >= (limit if threshold is None else threshold))
         ours, theirs = ours + len(a), theirs + len(b)
         for _, _, iou in match_pairs(a, b):
             hits, overlap = hits + 1, overlap + iou

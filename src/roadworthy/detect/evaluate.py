@@ -91,7 +91,7 @@ def evaluate_detections(
     per_class: dict[int, float | None] = dict.fromkeys(range(num_classes))
     for column, number in enumerate(classes):
         per_class[number] = _mean(precision[:, :, column, 0])
-    recall, exactness, recall_per_class = _operating_point(match(truths, found, num_classes), score_threshold)
+    recall, exactness, recall_per_class = operating_point(match(truths, found, num_classes), score_threshold)
     return DetectionScores(
         map=_mean(precision[..., 0]),
         ap50=_mean(precision[0, ..., 0]),
@@ -158,7 +158,7 @@ def _row(identity: int, image: int, kind: int, box: NDArray) -> dict[str, Any]:
     return {"id": identity, "image_id": image, "category_id": int(kind), "bbox": [x1, y1, x2 - x1, y2 - y1]}
 
 
-def _operating_point(
+def operating_point(
     matches: Matches, score_threshold: float
 ) -> tuple[float | None, float | None, dict[int, float | None]]:
     """Recall, precision and recall per class at IoU 0.5 of the detections that reach the score."""
