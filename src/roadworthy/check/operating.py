@@ -5,7 +5,7 @@ Compression shifts scores, so the same threshold t0 shows more, or fewer, detect
     P(t) = hits / (hits + misses) of the detections that score at least t, at IoU 0.5        precision
     D    = P_compressed(t0) - P_original(t0), on the same images
 
-and find the threshold t with P_compressed(t) = P_compressed(t0) - k * D. With k = 1 the precision becomes the
+and find the threshold t with P_compressed(t) = P_original(t0) + (1 - k) * D. With k = 1 the precision becomes the
 original's. Images are few, so D is partly noise: with its standard error s (paired bootstrap over images),
 
     k = max(0, 1 - (s / D)^2)
@@ -70,7 +70,7 @@ def refit(
     images = len(truths) // repeats
     pair = [match(truths, found, num_classes) for found in (before, after)]
     weights = np.tile(draws(images, rounds, seed), (1, repeats))
-    (a, shown), (b, still) = (_precision(m, threshold, weights) for m in pair)
+    (a, shown), (b, _) = (_precision(m, threshold, weights) for m in pair)
     count = round(shown / repeats)
 
     def left(why: str) -> Refit:
@@ -84,9 +84,10 @@ def refit(
     if not share:
         return left(f"the precision differs by {100 * difference:+.2f} points, within its noise of {100 * error:.2f}")
     scores, smooth = _smoothed(pair[1])
+    # the same smoothing on both sides: where the two rank detections alike, its error is the same and drops out
+    target, mine = _at(*_smoothed(pair[0]), threshold), _at(scores, smooth, threshold)
+    wanted = target + (1 - share) * (mine - target)
     enough = scores[min(LEAST_DETECTIONS * repeats, len(scores)) - 1] if len(scores) else 0.0
-    few = still < LEAST_DETECTIONS * repeats  # no curve to speak of at t0; the same without smoothing, then
-    wanted = (float(b[0]) if few else _at(scores, smooth, threshold)) - share * difference
     value = round(_solve(scores, smooth, wanted, threshold), 4)
     if not len(scores) or wanted > smooth[0] + 1e-9 or value > enough:
         return left("no threshold gives the compressed model the precision of the original")
