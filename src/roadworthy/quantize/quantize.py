@@ -138,30 +138,20 @@ def snap_to_powers_of_two(
 
 
 def _snapped(encoding: Encoding, stats: Statistics | None) -> Encoding:
-    above = _with_scale(encoding, power_of_two_above(encoding.scale))
-    below = _with_scale(encoding, above.scale / 2)
-    if stats is None:
+    """The best of: the power above; the power below, with both ends cut, or only the far one."""
+    above = replace(encoding, scale=power_of_two_above(encoding.scale))
+    half = above.scale * np.float32(0.5)
+    reached = np.where(encoding.zero_point * 2 > encoding.qmin + encoding.qmax, encoding.qmax, encoding.qmin)
+    near = np.rint(reached + (encoding.zero_point - reached) * (encoding.scale / half)).astype(np.int64)
+    candidates = [above, replace(encoding, scale=half)]
+    candidates.append(replace(encoding, scale=half, zero_point=np.clip(near, encoding.qmin, encoding.qmax)))
+    if stats is None or (encoding.axis is not None and stats.channels is None):
         return above
     if encoding.axis is None:
-        return below if expected_error(stats, below) < expected_error(stats, above) else above
-    if stats.channels is None:
-        return above
-    better = []
+        return min(candidates, key=lambda e: expected_error(stats, e))
+    scale, zero = encoding.scale.copy(), encoding.zero_point.copy()
     for k, one in enumerate(stats.each_channel()):
-        errors = [
-            expected_error(one, replace(e, scale=e.scale[k], zero_point=e.zero_point[k], axis=None))
-            for e in (below, above)
-        ]
-        better.append(errors[0] < errors[1])
-    return _with_scale(encoding, np.where(better, below.scale, above.scale))
-
-
-def _with_scale(encoding: Encoding, scale: np.ndarray) -> Encoding:
-    """Another scale; the zero point moves so that the lowest value stays the lowest code, as far as zero allows."""
-    low = (encoding.qmin - encoding.zero_point) * encoding.scale.astype(np.float64)
-    high = (encoding.qmax - encoding.zero_point) * encoding.scale.astype(np.float64)
-    middle = (low + high) / 2  # what is cut off, or left over, is so on both sides
-    lowest = np.where(low >= 0, 0.0, np.where(high <= 0, -(encoding.qmax - encoding.qmin) * scale.astype(np.float64),
-                      middle - (encoding.qmax - encoding.qmin) / 2 * scale.astype(np.float64)))  # fmt: skip
-    zero = np.clip(np.rint(encoding.qmin - lowest / scale), encoding.qmin, encoding.qmax).astype(np.int64)
-    return replace(encoding, scale=scale.astype(np.float32), zero_point=zero)
+        each = [replace(e, scale=e.scale[k], zero_point=e.zero_point[k], axis=None) for e in candidates]
+        best = min(each, key=lambda e: expected_error(one, e))
+        scale[k], zero[k] = best.scale, best.zero_point
+    return replace(encoding, scale=scale, zero_point=zero)

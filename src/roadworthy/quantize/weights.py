@@ -32,7 +32,7 @@ _FEW_BITS = np.linspace(1.0, 0.2, 65)
 _OCTAVES = np.geomspace(2**0.5, 2**-2.5, 25)
 """A logarithmic grid repeats itself with every octave; what moves beyond is how many small levels there are."""
 _TINY = 1e-12
-_BINS = 4096
+_BINS, _GROUPS = 4096, 320
 _LLOYD = 200
 MAX_BIAS_CODE = 2.0**30
 
@@ -123,26 +123,51 @@ GRIDS: dict[str, Callable[[Rows, QuantSpec, int], Grid]] = {"linear": linear, "l
 def clusters(x: NDArray, weights: NDArray, count: int) -> NDArray[np.float64]:
     """(at most count,) centres, ascending, near the least weighted squared distance to values x in -1..1.
 
-    Lloyd's iteration on a histogram, from quantiles of the cube root of the density, which is how the levels of a good
-    quantizer lie (Panter and Dite, 1951).
+    The best cuts between a few hundred groups of a histogram, by dynamic programming (Fisher, "On Grouping for Maximum
+    Homogeneity", 1958), then Lloyd's iteration on the histogram itself. The groups are narrow where centres will be
+    dense: they hold equal shares of the cube root of the density (Panter and Dite, 1951).
     """
-    mass, edges = np.histogram(x, _BINS, (-1.0, 1.0), weights=weights.astype(np.float64))
-    moment = np.histogram(x, edges, weights=weights.astype(np.float64) * x)[0]
+    w = weights.astype(np.float64)
+    mass, edges = np.histogram(x, _BINS, (-1.0, 1.0), weights=w)
+    moment = np.histogram(x, edges, weights=w * x)[0]
     middles = (edges[1:] + edges[:-1]) / 2
-    kernel = np.ones(_BINS // 64) / (_BINS // 64)  # single weights in the tails are no density
-    density = np.cumsum(np.cbrt(np.convolve(mass, kernel, "same")))
-    at = (np.arange(count) + 0.5) / count * density[-1]
-    centres = np.unique(middles[np.minimum(np.searchsorted(density, at), _BINS - 1)])
     total, first = np.append(0, np.cumsum(mass)), np.append(0, np.cumsum(moment))
+    kernel = np.ones(_BINS // 64) / (_BINS // 64)  # single weights in the tails are no density
+    density = np.append(0, np.cumsum(np.cbrt(np.convolve(mass, kernel, "same"))))
+    bounds = np.unique(np.searchsorted(density, np.linspace(0, density[-1], _GROUPS + 1)))
+    bounds = np.unique(np.concatenate([[0], bounds, [_BINS]]))
+    centres = _centres(total, first, bounds[_best_cuts(total[bounds], first[bounds], count)])
     for _ in range(_LLOYD):
-        bounds = np.searchsorted(middles, (centres[1:] + centres[:-1]) / 2)
-        bounds = np.concatenate([[0], bounds, [_BINS]])
-        inside, sums = np.diff(total[bounds]), np.diff(first[bounds])
-        moved = np.where(inside > 0, sums / np.where(inside > 0, inside, 1), centres)
+        cuts = np.searchsorted(middles, (centres[1:] + centres[:-1]) / 2)
+        moved = _centres(total, first, np.concatenate([[0], cuts, [_BINS]]))
         if np.array_equal(moved, centres):
             break
         centres = moved
-    return np.unique(centres)
+    return centres
+
+
+def _best_cuts(total: NDArray, first: NDArray, count: int) -> NDArray[np.int64]:
+    """Where `count` neighbouring groups begin, and the end.   total, first: summed mass and moment up to each bound."""
+    inside, sums = total[None] - total[:, None], first[None] - first[:, None]  # of the groups from row to column
+    # The squared distance is the (fixed) second moment less this.
+    gain = np.where(inside > 0, sums**2 / np.where(inside > 0, inside, 1), np.where(inside < 0, -np.inf, 0.0))
+    gain[np.tril_indices(len(total), -1)] = -np.inf
+    reached, came = gain[0], []
+    for _ in range(count - 1):
+        through = reached[:, None] + gain
+        came.append(through.argmax(0))
+        reached = through.max(0)
+    cuts = [len(total) - 1]
+    for row in reversed(came):
+        cuts.append(int(row[cuts[-1]]))
+    return np.unique([0, *cuts])
+
+
+def _centres(total: NDArray, first: NDArray, bounds: NDArray) -> NDArray[np.float64]:
+    """The mean of what lies between neighbouring bounds, where something does."""
+    inside, sums = np.diff(total[bounds]), np.diff(first[bounds])
+    held = inside > 0
+    return np.unique(sums[held] / inside[held])
 
 
 def _peaks(rows: Rows) -> NDArray[np.float32]:
