@@ -32,6 +32,7 @@ from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.evidence import Evidence, gather
+from roadworthy.jobs.limits import BeyondLimits, Limits, limits_of
 from roadworthy.jobs.search import EFFORT_IMAGES, Search, Trial, Ui
 from roadworthy.jobs.stages import (
     Stages,
@@ -51,6 +52,8 @@ from roadworthy.run.targets import TARGETS
 
 FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
 """What every job writes; beside it the file that the target runs, where that is another than the ONNX file."""
+RECIPES = "recipes"
+"""The folder of recipes for the other allocations of the report's table, where there is one."""
 EFFORTS = ("quick", "normal", "thorough")
 RESOLUTION = 0.95
 """A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
@@ -68,6 +71,8 @@ class Settings:
     task: a kind, a YAML file, or None to find out.   target: a key of TARGETS or "auto".   max_drop: points of mAP or
     top-1.   min_sqnr: dB, for raw tasks.   recipe: a YAML file to replay instead of searching.
     size_hw: input height and width for a model that leaves them open.   threads: 0 means every core.
+    max_size: most bytes of what is shipped ("600000", "600k"), or their share of the original's ("0.2x").
+    max_latency: most milliseconds on the target (median).
     """
 
     task: str | None = None
@@ -79,6 +84,8 @@ class Settings:
     seed: int = 0
     threads: int = 0
     size_hw: tuple[int, int] | None = None
+    max_size: str | None = None
+    max_latency: float | None = None
 
     def check(self) -> None:
         if self.target != "auto" and self.target not in TARGETS:
@@ -89,6 +96,7 @@ class Settings:
             raise InputError(f"--max-drop is {self.max_drop:g}; give points between 0 and 100")
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
+        limits_of(self.max_size, self.max_latency)
         if self.target != "auto" and not TARGETS[self.target].available():
             raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
 
@@ -149,6 +157,7 @@ def compress(
         dataset = _with_note_on_labels(dataset, task, ui)
     model = model.with_task(task)
     calibration = dataset.calibration
+    limits = limits_of(settings.max_size, settings.max_latency, model.size)
     with Stages(stage_folder(folder), _key(model, dataset, settings), resume) as stages:
         remember = _memory(stages)
         with clock("calibration"):
@@ -158,14 +167,18 @@ def compress(
 
         searches: list[Search] = []
         chosen: list[Trial] = []
+        refusals: list[BeyondLimits] = []
         with clock("search"):
             for target in targets:
                 search = Search(
                     model, task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui,
-                    remember,
+                    remember, limits=limits,
                 )  # fmt: skip
                 if replay is None:
-                    chosen += search.run()
+                    try:
+                        chosen += search.run()
+                    except BeyondLimits as refusal:  # another target may do better
+                        refusals.append(refusal)
                 else:
                     trial = search.build("replayed", _variant(replay[0]), replay[0])
                     search.evaluate(trial)
@@ -173,13 +186,17 @@ def compress(
                     search.trials.append(trial)
                     chosen.append(trial)
                 searches.append(search)
+        if not chosen:
+            raise refusals[-1]
         with clock("speed"):
-            speed, best = _final_speed(model, task, dataset.test, chosen, settings, ui)
+            speed, best = _final_speed(model, task, dataset.test, chosen, settings, limits, ui)
         with clock("proof"), ui.stage("layer by layer", None):
-            evidence = gather(model, best, searches, judge, calibration, dataset, speed, settings.seed, RESOLUTION)
+            evidence = gather(
+                model, best, searches, judge, calibration, dataset, speed, settings.seed, RESOLUTION, limits
+            )
     seconds = time.monotonic() - started
     report = _report(model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command)
-    _write(folder, best, report, evidence, force)
+    _write(folder, best, report, evidence, _recipes(model, dataset, searches), force)
     stages.drop()
     return Outcome(folder, report, 0 if report["verdict"] == "hold" else 3)
 
@@ -234,7 +251,7 @@ def check_output(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file; give a folder with --out")
     if folder.is_dir() and any(folder.iterdir()):
-        own = {*FILES, *(target.file for target in TARGETS.values())}
+        own = {*FILES, RECIPES, *(target.file for target in TARGETS.values())}
         strangers = sorted(p.name for p in folder.iterdir() if p.name not in own)
         if strangers:
             raise InputError(f"the output folder {folder} holds other files ({strangers[0]}); give another with --out")
@@ -259,7 +276,9 @@ def stage_folder(folder: Path) -> Path:
     return folder.absolute().parent / f".{folder.name}.stages"
 
 
-def _write(folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence, force: bool) -> None:
+def _write(
+    folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence, recipes: dict[str, str], force: bool
+) -> None:
     """All files at once: into a temporary folder, then one rename."""
     parent = folder.absolute().parent
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}-"))
@@ -269,6 +288,10 @@ def _write(folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence
         if best.deployed is not best.data:
             (temporary / TARGETS[best.target].file).write_bytes(best.deployed)
         (temporary / "recipe.yaml").write_text(report["recipe"])
+        if recipes:
+            (temporary / RECIPES).mkdir()
+        for name, text in recipes.items():
+            (temporary / RECIPES / name).write_text(text)
         write_json(report, temporary / "report.json")
         write_html(report, evidence.pictures, temporary / "report.html")
         if folder.is_dir():
@@ -392,7 +415,7 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
 
 
 def _final_speed(
-    model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, ui: Ui
+    model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, limits: Limits, ui: Ui
 ) -> tuple[BenchResult, Trial]:
     """The longer measurement of what was chosen, originals beside it, and the winner among those that hold the budget
     (or among all, where none does): least latency x sqrt(bytes), so that twice the size must buy 1.4 times the speed.
@@ -434,9 +457,10 @@ def _final_speed(
         trial.ratio = ratio_in(result, trial)
     latency = {id(t): result[f"{t.variant} on {t.target}"].runtime.median_ms for t in chosen}
 
-    def merit(trial: Trial) -> tuple[bool, bool, float]:
+    def merit(trial: Trial) -> tuple[bool, bool, bool, float]:
         slow = (trial.ratio or 0) < RESOLUTION
-        return _broken(trial), slow, latency[id(trial)] * math.sqrt(len(trial.deployed))
+        beyond = not limits.fits(len(trial.deployed)) or latency[id(trial)] > (limits.max_latency_ms or math.inf)
+        return beyond, _broken(trial), slow, latency[id(trial)] * math.sqrt(len(trial.deployed))
 
     best = min(chosen, key=merit)
     for trial in chosen:
@@ -477,14 +501,7 @@ def _report(
 ) -> dict[str, Any]:
     task = model.task
     assert task is not None
-    made_with = {
-        "target": best.target,
-        "model_sha256": model.sha256,
-        "data": dataset.calibration.content_id,
-        "task_sha256": hashlib.sha256(task.to_json().encode()).hexdigest(),
-        "roadworthy": __version__,
-        "onnxruntime": versions().get("onnxruntime", ""),
-    }
+    made_with = _made_with(model, dataset, best.target)
     warnings = list(evidence.warnings)
     if replay is None and settings.target == "auto":
         warnings += [
@@ -527,5 +544,28 @@ def _report(
         "steps": clock.rows,
         "environment": speed.environment,
         "recipe": best.recipe.to_yaml(made_with),
+        "pareto": evidence.pareto,
         "seed": settings.seed,
+    }
+
+
+def _made_with(model: Model, dataset: Dataset, target: str) -> dict[str, str]:
+    """What a recipe was made with; replaying compares it."""
+    assert model.task is not None
+    return {
+        "target": target,
+        "model_sha256": model.sha256,
+        "data": dataset.calibration.content_id,
+        "task_sha256": hashlib.sha256(model.task.to_json().encode()).hexdigest(),
+        "roadworthy": __version__,
+        "onnxruntime": versions().get("onnxruntime", ""),
+    }
+
+
+def _recipes(model: Model, dataset: Dataset, searches: list[Search]) -> dict[str, str]:
+    """File name -> recipe of every allocation in the report's table; replaying one makes the very bytes."""
+    return {
+        point.file: point.trial.recipe.to_yaml(_made_with(model, dataset, search.target))
+        for search in searches
+        for point in search.points
     }

@@ -19,6 +19,7 @@ from roadworthy.data.dataset import Dataset
 from roadworthy.data.samples import Samples
 from roadworthy.detect.detections import Detections
 from roadworthy.detect.evaluate import DetectionScores, Interval
+from roadworthy.jobs.limits import Limits
 from roadworthy.jobs.search import Search, Trial
 from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
@@ -51,6 +52,7 @@ class Evidence:
     sensitivity: list[dict[str, Any]] | None
     layers: list[dict[str, Any]]
     pictures: list[Picture]
+    pareto: list[dict[str, Any]] | None = None
 
 
 def gather(
@@ -63,6 +65,7 @@ def gather(
     speed: BenchResult,
     seed: int,
     resolution: float,
+    limits: Limits,
 ) -> Evidence:
     """Everything that is reported about the chosen candidate."""
     task = judge.task
@@ -79,6 +82,7 @@ def gather(
     if dataset.note:
         warnings.append(dataset.note)
     budgets = [_accuracy_budget(judge, best, interval), _speed_budget(best, ratio, spread, resolution, speed.quiet)]
+    budgets += limits.budgets(len(best.deployed), best.target, mine.runtime.median_ms, speed.quiet)
     if len(judge.samples) < FEW:
         warnings.append(
             f"only {len(judge.samples)} test images: the drop and its interval say little; give at least {FEW}"
@@ -136,6 +140,7 @@ def gather(
         sensitivity=_sensitivity(searches, best),
         layers=layers,
         pictures=_pictures(judge, best.predictions, task),
+        pareto=pareto(searches, best),
     )
 
 
@@ -315,6 +320,25 @@ def _candidates(searches: list[Search], best: Trial) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def pareto(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:
+    """The allocations of mixed precision, smallest first on each target; None where none were made."""
+    rows = [
+        {
+            "name": f"{point.trial.name} on {search.target}",
+            "variant": point.trial.variant,
+            "bytes": point.bytes,
+            "predicted": point.predicted,
+            "measured": point.measured,
+            "drop": None if point.trial.judgement is None else point.trial.judgement.drop,
+            "chosen": point.trial is best,
+            "recipe": f"recipes/{point.file}",
+        }
+        for search in searches
+        for point in search.points
+    ]
+    return rows or None
 
 
 def _sensitivity(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:

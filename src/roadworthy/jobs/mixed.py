@@ -24,10 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.check.accuracy import tensor_of
+from roadworthy.check.bench import Entry, bench
 from roadworthy.check.judge import distance
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
-from roadworthy.jobs.search import Trial, Ui
+from roadworthy.jobs.limits import BeyondLimits, Limits
+from roadworthy.jobs.search import FASTER, Search, Trial, Ui
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import narrow_codes
 from roadworthy.model.model import Model
@@ -57,20 +59,6 @@ ATTEMPTS = 4
 Outputs = dict[str, NDArray]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the compressed model may cost; None is no limit.
-
-    max_bytes: of what is shipped.   max_latency_ms: the median on the target.
-    """
-
-    max_bytes: int | None = None
-    max_latency_ms: float | None = None
-
-    def __bool__(self) -> bool:
-        return self.max_bytes is not None or self.max_latency_ms is not None
-
-
 @dataclass(eq=False)
 class Point:
     """One allocation.   predicted, measured: task distance to the original.   settings: layer -> bits, or "float"."""
@@ -85,8 +73,9 @@ class Point:
         return len(self.trial.deployed)
 
     @property
-    def name(self) -> str:
-        return self.trial.name
+    def file(self) -> str:
+        """The name of its recipe's file."""
+        return f"{self.trial.target}-{self.bytes}.yaml"
 
 
 def mixed(
@@ -106,8 +95,8 @@ def mixed(
     out (an allocation that is no smaller and measured no better than another).
 
     base: a recipe with `Quantize` or `StoreWeights` in it; only the bits of its layers (and which are left in float)
-    change.   points: how many sizes are tried; 1 gives that within the limits alone.   floats: layers may stay in float;
-    with a limit on latency they always may.
+    change.   points: how many sizes are tried; 1 gives that within the limits alone.   floats: layers may stay in
+    float; with a limit on latency they always may.
     Raises InputError where the limits cannot be met, naming the least that can be reached.
     """
     floats = floats or limits.max_latency_ms is not None
@@ -118,6 +107,51 @@ def mixed(
         if points > 1 and size != limits.max_bytes:
             found.append(mixer.within(replace(limits, max_bytes=size)))
     return undominated(found, wanted)
+
+
+def under_limits(search: Search) -> list[Trial]:
+    """What the search finds where the model may cost no more than its limits; the front is left in `search.points`.
+
+    Raises BeyondLimits where they cannot be met, naming the least that can be reached.
+    """
+    limits = search.limits
+    free = search.unlimited()
+    fitting = [t for t in free if limits.fits(len(t.deployed)) and _quick_enough(search, t)]
+    if fitting:
+        return fitting
+    int8 = next((t for t in search.trials if t.variant == "int8" and (t.ratio or 0.0) >= FASTER), None)
+    base = int8 or next(t for t in search.trials if any(isinstance(s, StoreWeights) for s in t.recipe.steps))
+    for trial in free:
+        over = len(trial.deployed) - (limits.max_bytes or len(trial.deployed))
+        trial.why = f"rejected: {over:,} bytes too large" if over > 0 else "rejected: too slow"
+    points = 1 if search.effort == "quick" else POINTS
+    floats = not TARGETS[search.target].whole
+    try:
+        search.points = mixed(
+            search.model, search.task, search.calibration, search.target, base.recipe, limits,
+            threads=search.threads, ui=search.ui, points=points, floats=floats,
+        )  # fmt: skip
+    except InputError as refusal:
+        raise BeyondLimits(f"on {search.target}, {refusal}") from refusal
+    for point in search.points:
+        search.trials.append(point.trial)
+        search.evaluate(point.trial)
+    inside = [p for p in search.points if limits.fits(p.bytes)]
+    best = min(inside, key=lambda p: p.measured)
+    for point in search.points:
+        if point is best:
+            point.trial.why = "chosen: the least damage within the limits"
+        else:
+            point.trial.why = "rejected: more damage" if limits.fits(point.bytes) else "rejected: too large"
+    return [best.trial]
+
+
+def _quick_enough(search: Search, trial: Trial) -> bool:
+    limit = search.limits.max_latency_ms
+    if limit is None:
+        return True
+    result = bench([Entry(trial.name, trial.deployed, search.target)], threads=search.threads or None, quick=True)
+    return result[trial.name].runtime.median_ms <= limit
 
 
 def undominated(points: Iterable[Point], keep: Point | None = None) -> list[Point]:
@@ -226,7 +260,7 @@ class Mixer:
         return len(self.whole.deployed) - sum(weights.values())
 
     def choices(self, timed: bool) -> dict[str, list[Choice]]:
-        """Layer -> its choices.   timed: with latencies.   Where float is a choice, int8 costs what activations lose."""
+        """Layer -> its choices.   timed: with latencies.   Where float is one, int8 costs what activations lose."""
         made: dict[str, list[Choice]] = {}
         for name, unit in self._units.items():
             macs = multiplications(unit)
