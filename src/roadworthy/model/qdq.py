@@ -17,12 +17,15 @@ from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, narrow_codes
 from roadworthy.model.model import Model
+from roadworthy.model.opset import raise_opset
 from roadworthy.model.qdq_notes import ENCODINGS_KEY, annotated, notes_of, read_notes
 from roadworthy.model.task import METADATA_KEY
 from roadworthy.model.units import units
 
 SUFFIX = "/dq"
 RAW = "/raw"
+WIDE_OPSET = 21
+"""The first operator set whose QuantizeLinear makes 16-bit codes."""
 Notes = Mapping[str, Mapping[str, Any]]
 COPY = "/@"
 """Stands between the name of a shared constant and the layer that this copy of it belongs to."""
@@ -32,6 +35,10 @@ def to_qdq(model: Model) -> bytes:
     """The model as an ONNX file with Q/DQ nodes, the task contract in its metadata."""
     ir = g.clone(model.ir)
     encodings = model.encodings
+    if any(
+        e.bits > 8 and g.constant(v) is None for n, v in g.values(ir).items() if (e := encodings.get(n)) is not None
+    ):
+        raise_opset(ir, WIDE_OPSET)
     constants = _Constants(ir)
     anchors = {id(u.anchor): u for u in units(ir)}
     computes: set[int] = set()

@@ -25,22 +25,30 @@ MIN_STORED = 64
 
 
 def activation_encodings(
-    placement: Placement, statistics: Mapping[str, Statistics], target: Target, observer: str
+    placement: Placement,
+    statistics: Mapping[str, Statistics],
+    target: Target,
+    observer: str,
+    wide: Collection[str] = (),
 ) -> dict[str, Encoding]:
     """Encodings of all values that the placement wants quantized.
 
     Results keep their extremes, whatever the observer: the largest scores and boxes are few, and they are what the
     network is asked for. A value that only depthwise convolutions read has one scale per channel.
+    wide: names of values with 16 bits; they keep their extremes, too, as what cutting those would gain is nothing.
     """
     spec = QuantSpec(symmetric=target.symmetric_activations, observer=observer)
     whole = replace(spec, observer="minmax")
     # Where "mse" is asked for, `encodings_by_readers` decides; a search for every channel here would cost seconds.
     each = replace(spec, axis=1, observer="minmax" if observer == "mse" else observer)
     kept = {placement.source[name] for name in placement.results}
+    wider = {placement.source[name] for name in wide}
     own: dict[str, Encoding] = {}
     for name in dict.fromkeys(placement.source.values()):
         wish, make = (each, encode_channels) if name in placement.channels else (spec, encode)
-        own[name] = statistics[name].remember(whole if name in kept else wish, make)
+        if name in wider:
+            wish = replace(wish, bits=16, observer="minmax")
+        own[name] = statistics[name].remember(whole if name in kept - wider else wish, make)
     return {name: own[origin] for name, origin in placement.source.items()}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from roadworthy.data.samples import Samples
+from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.quantize.observers import OBSERVERS
-from roadworthy.quantize.place import Placement, place
+from roadworthy.quantize.place import Placement, place, quantized_point
 from roadworthy.quantize.quantize import (
     activation_encodings,
     incompatible_merges,
@@ -29,6 +30,7 @@ from roadworthy.steps.settings import (
     check_settings,
     choice,
     known_layers,
+    one_of,
 )
 
 
@@ -58,7 +60,7 @@ class Quantize:
     granularity: str = choice("channel", GRANULARITIES)
     grid: str = choice("linear", GRIDS)
     scales: str = choice("free", SCALES)
-    activation_bits: int = between(8, 8, 16)
+    activation_bits: int = one_of(8, (8, 16))
     wide_activations: tuple[str, ...] = ()
 
     def __call__(self, model: Model, samples: Samples) -> Model:
@@ -82,7 +84,8 @@ class Quantize:
     def _encode(self, model: Model, samples: Samples, placement: Placement) -> Model:
         target = TARGETS[self.target]
         statistics = Calibration.of(model, samples, placement.observed, channels=placement.channels)
-        activations = activation_encodings(placement, statistics, target, self.observer)
+        wide = self._wide_values(model, placement)
+        activations = activation_encodings(placement, statistics, target, self.observer, wide)
         if target.whole:
             if self.observer == "mse":
                 images = Calibration.few(model, samples)
@@ -95,6 +98,23 @@ class Quantize:
         stored = [n for n in placement.why_float if n not in set(self.float_weights)]
         store = {n: 16 if n in self.wide else wish.bits_of(n) for n in stored}
         return quantize_units(model, placement, activations, self.weight_observer, store, wish)
+
+    def _wide_values(self, model: Model, placement: Placement) -> set[str]:
+        """The values that get 16 bits."""
+        target = TARGETS[self.target]
+        if (self.wide_activations or self.activation_bits != 8) and 16 not in target.activation_bits:
+            raise InputError(f"the target {target.name} has no 16-bit activations; quantize for it with 8 bits")
+        if self.activation_bits == 16:
+            return set(placement.source)
+        results = {u.name: str(quantized_point(u, target).name) for u in units(model.ir)}
+        found = {results.get(name, name) for name in self.wide_activations}
+        for name in self.wide_activations:
+            if results.get(name, name) not in placement.source:
+                raise InputError(
+                    f"`Quantize.wide_activations` names {name!r}, which is no value, and no layer whose result is one,"
+                    f" that has codes on {target.name}"
+                )
+        return found
 
     def placement(self, model: Model, samples: Samples) -> Placement:
         """What runs in int8; Concats whose inputs differ too much in measured range are kept apart."""

@@ -26,6 +26,11 @@ def choice(default: str, allowed: Iterable[str]) -> Any:
     return field(default=default, metadata={"allowed": tuple(allowed)})
 
 
+def one_of(default: int, allowed: Iterable[int]) -> Any:
+    """A field that holds one of some whole numbers."""
+    return field(default=default, metadata={"allowed": tuple(allowed)})
+
+
 def between(default: Any, least: float, most: float) -> Any:
     """A field that holds numbers (or numbers for layers) from least to most."""
     return field(default=default, metadata={"least": least, "most": most})
@@ -100,7 +105,7 @@ def _typed(value: Any, hint: Any, told: str) -> Any:
 def _within(value: Any, known: Field[Any], told: str) -> None:
     allowed = known.metadata.get("allowed")
     if allowed is not None and value not in allowed:
-        raise InputError(f"{told} is {value!r}; known are {', '.join(allowed)}")
+        raise InputError(f"{told} is {value!r}; known are {', '.join(map(str, allowed))}")
     if "least" in known.metadata:
         least, most = known.metadata["least"], known.metadata["most"]
         for number in [v for _, v in value] if isinstance(value, tuple) else [value]:
