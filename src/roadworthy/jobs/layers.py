@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.check.bench import Entry, bench
-from roadworthy.check.judge import distance
 from roadworthy.jobs.search import Trial, Ui
 from roadworthy.model.model import Model
 from roadworthy.model.qdq import to_qdq
-from roadworthy.model.task import Task
 from roadworthy.model.units import Unit
 from roadworthy.quantize.place import multiplications
+from roadworthy.quantize.sensitivity import Distance
 from roadworthy.run.native.layers_table import layer_times
 from roadworthy.run.native.runner import is_plan
 from roadworthy.run.targets import TARGETS
@@ -72,11 +71,11 @@ def activation_damages(
     whole: Model,
     layers: Mapping[str, Unit],
     probes: Sequence[tuple[NDArray, dict[str, NDArray]]],
-    task: Task,
+    energy: Distance,
     threads: int,
     ui: Ui,
 ) -> dict[str, float]:
-    """Mean squared distance with one layer in int8 (its input, weight and result have codes) and all else in float.
+    """Mean energy of the difference with one layer in int8 (its input, weight and result have codes) and all else in float.
 
     whole: the model with all layers in int8.   On ONNX Runtime whatever the target: the codes are the same there.
     """
@@ -86,7 +85,7 @@ def activation_damages(
             values = (unit.input, unit.weight, *unit.inner, unit.output)
             kept = {str(v.name): whole.encodings[str(v.name)] for v in values if str(v.name) in whole.encodings}
             runner = TARGETS["ort"].runner(to_qdq(whole.with_encodings(kept, "one layer")), threads)
-            away = [distance(want, runner.run({whole.input_name: t}), task) for t, want in probes]
-            found[name] = float(np.mean(np.square(away)))
+            away = [energy(want, runner.run({whole.input_name: t})) for t, want in probes]
+            found[name] = float(np.mean(away))
             advance(done)
     return found

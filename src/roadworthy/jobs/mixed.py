@@ -187,7 +187,7 @@ class Mixer:
         asked = limits.max_bytes
         for _ in range(ATTEMPTS):
             found = self.allocation(replace(limits, max_bytes=asked))
-            point = self._point(found)
+            point = self.point(found)
             if limits.max_bytes is None or point.bytes <= limits.max_bytes:
                 return point
             asked = (asked or 0) - (point.bytes - limits.max_bytes)
@@ -209,7 +209,8 @@ class Mixer:
         made = replace(step, weight_bits=8, bits=bits, float_weights=left)
         return replace(self.base, steps=tuple(made if s is step else s for s in self.base.steps))
 
-    def _point(self, found: Allocation) -> Point:
+    def point(self, found: Allocation) -> Point:
+        """An allocation, built and measured."""
         started = time.monotonic()
         settings = found.settings
         trial = self._build("mixed", self.recipe(settings))
@@ -218,7 +219,7 @@ class Mixer:
         trial.name = f"mixed, {len(trial.deployed) / 1e3:.0f} kB"
         trial.variant = f"{_kind(self._step)}, {_told(settings)} ({len(trial.deployed) / 1e3:.0f} kB)"
         most = sum(self._damage_at_most(n) for n in settings)
-        predicted = float(np.sqrt(max(self.floor + found.damage - most, 0.0)))
+        predicted = float(max(self.floor + found.damage - most, 0.0) ** (1 / self._power))
         self.ui.note(f"{trial.name}: distance {measured:.3f} on held-out images, predicted {predicted:.3f}")
         return Point(trial, settings, predicted, measured)
 
@@ -233,7 +234,7 @@ class Mixer:
 
         def bearable(size: int) -> bool:
             found = allocate(layers, Budget(bytes=int(size), fixed_bytes=self.fixed_bytes), self._shared)
-            return self.floor + found.damage - base <= FRONT**2 * max(self.floor, 1e-12)
+            return self.floor + found.damage - base <= FRONT**self._power * max(self.floor, 1e-12)
 
         bottom = next((int(s) for s in ladder if bearable(s)), most)
         bottom = min(bottom, limit or bottom)
@@ -248,8 +249,8 @@ class Mixer:
 
     @cached_property
     def floor(self) -> float:
-        """Mean squared distance that is left at most bits: what activations do."""
-        return self._distance(self.whole) ** 2
+        """Energy of the distance that is left at most bits: what activations do."""
+        return self._distance(self.whole) ** self._power
 
     @cached_property
     def fixed_bytes(self) -> int:
@@ -300,6 +301,11 @@ class Mixer:
         coded = {u.name for u in units(self.whole.model.ir) if str(u.weight.name) in self.whole.model.encodings}
         return {u.name: u for u in units(self._prepared.ir) if u.name in coded}
 
+    @property
+    def _power(self) -> int:
+        """What makes an energy of a distance; that of a raw task is one already."""
+        return 1 if self.task.decode.kind == "raw" else 2
+
     @cached_property
     def _shared(self) -> list[tuple[str, ...]]:
         groups = (tuple(u.name for u in g if u.name in self._units) for g in layers_of_weights(self._prepared).values())
@@ -319,7 +325,7 @@ class Mixer:
             return damages(
                 self._prepared,
                 lambda: (tensor_of(s, self.task)[0] for s in probes),
-                lambda a, b: distance(a, b, self.task),
+                lambda a, b: distance(a, b, self.task) ** self._power,
                 statistics,
                 WIDTHS,
                 self._wish,
@@ -330,7 +336,7 @@ class Mixer:
 
     @cached_property
     def _inside(self) -> dict[str, float]:
-        """Squared distance with one layer's input and result in 8 bits and all else in float."""
+        """Energy of the distance with one layer's input and result in 8 bits and all else in float."""
         from roadworthy.jobs.layers import activation_damages
 
         return activation_damages(
@@ -380,10 +386,10 @@ class Mixer:
         return [(t, runner.run({self.model.input_name: t})) for t in tensors]
 
     def _distance(self, trial: Trial) -> float:
-        """Root of the mean squared distance on the probes, on the target itself."""
+        """Root of the mean squared distance (of a raw task the mean distance) on the probes, on the target itself."""
         runner = TARGETS[self.target].runner(trial.deployed, self.threads)
         found = [distance(want, runner.run({self.model.input_name: t}), self.task) for t, want in self._probes]
-        return float(np.sqrt(np.mean(np.square(found))))
+        return float(np.mean(np.power(found, self._power)) ** (1 / self._power))
 
     def _build(self, name: str, recipe: Recipe) -> Trial:
         made = recipe.apply(self.model, self.calibration)

@@ -6,8 +6,8 @@ D[l] is measured with layer l alone rounded to m = MEASURED bits, a width so nar
 few images can tell apart; a noise of small energy does damage in proportion to it (the second-order term of every loss
 that has its minimum at the original's own outputs). Three things make such damages add up and order layers rightly:
 
-- They are energies: the mean of the *squared* task distance. Noises of different layers are independent, so their
-  squares add up, not they themselves.
+- They are energies, such as the mean of the *squared* task distance. Noises of different layers are independent, so
+  their squares add up, not they themselves.
 - The mean shift of rounding is taken out, as bias correction will take it out: a layer that looks worst by its shift
   may be harmless once that is corrected.
 - E is worked out on the weights, for every grid and clip as they will be.
@@ -70,7 +70,7 @@ def without_shift(unit: Unit, made: NDArray[np.float32], mean: NDArray | None) -
 def damages(
     model: Model,
     tensors: Tensors,
-    compare: Distance,
+    energy: Distance,
     statistics: Mapping[str, Statistics],
     widths: Sequence[int],
     wish: Wish,
@@ -81,7 +81,7 @@ def damages(
 ) -> Damage:
     """(layer, bits) -> expected damage of rounding that layer's weights alone, additive over layers.
 
-    tensors: makes the input tensors of a few images.   compare: distance of two outputs; its square is the damage.
+    tensors: makes the input tensors of a few images.   energy: of the difference between two outputs.
     statistics: channel means of the layers' inputs.   measure: a key of SENSITIVITIES.   wish: grid and scales.
     """
     by_name = {u.name: u for u in units(model.ir)}
@@ -96,7 +96,7 @@ def damages(
         (MEASURED,),
         seed,
         rounded=lambda unit, bits: without_shift(unit, rounded(unit, bits, wish, observer), mean_of(unit)),
-        distance=lambda a, b: compare(a, b) ** 2,
+        distance=energy,
         progress=progress,
     )
     return {
@@ -111,9 +111,9 @@ def _shares(unit: Unit, widths: Sequence[int], wish: Wish, observer: str) -> lis
     weight = g.constant(unit.weight)
     assert weight is not None
 
-    def energy(bits: int) -> float:
+    def lost(bits: int) -> float:
         error = rounded(unit, bits, wish, observer).astype(np.float64) - weight
         return float((error**2).sum())
 
-    base = energy(MEASURED)
-    return [energy(bits) / base if base > 0 else 0.0 for bits in widths]
+    base = lost(MEASURED)
+    return [lost(bits) / base if base > 0 else 0.0 for bits in widths]
