@@ -75,7 +75,7 @@ def activation_damages(
     threads: int,
     ui: Ui,
 ) -> dict[str, float]:
-    """Mean energy of the difference with one layer in int8 (its input, weight and result have codes) and all else in float.
+    """Mean energy of the difference with one layer in int8 (input, weight and result have codes) and all else in float.
 
     whole: the model with all layers in int8.   On ONNX Runtime whatever the target: the codes are the same there.
     """

@@ -340,8 +340,9 @@ class Mixer:
         from roadworthy.jobs.layers import activation_damages
 
         return activation_damages(
-            self.whole.model, self._units, self._probes[:PROBES], self.task, self.threads, self.ui
-        )
+            self.whole.model, self._units, self._probes[:PROBES],
+            lambda a, b: distance(a, b, self.task) ** self._power, self.threads, self.ui,
+        )  # fmt: skip
 
     @cached_property
     def _times(self) -> Any:
