@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +68,7 @@ def layer_latencies(model: Model, whole: Trial, target: str, layers: Mapping[str
 
 
 def activation_damages(
-    whole: Model,
+    alone: Callable[[Unit], Model],
     layers: Mapping[str, Unit],
     probes: Sequence[tuple[NDArray, dict[str, NDArray]]],
     energy: Distance,
@@ -77,15 +77,14 @@ def activation_damages(
 ) -> dict[str, float]:
     """Mean energy of the difference with one layer in int8 (input, weight and result have codes) and all else in float.
 
-    whole: the model with all layers in int8.   On ONNX Runtime whatever the target: the codes are the same there.
+    alone: the model in which only this layer is in int8.   On ONNX Runtime whatever the target: the codes are the same.
     """
     found = {}
     with ui.stage(f"activations of {len(layers)} layers", len(layers)) as advance:
         for done, (name, unit) in enumerate(layers.items(), 1):
-            values = (unit.input, unit.weight, *unit.inner, unit.output)
-            kept = {str(v.name): whole.encodings[str(v.name)] for v in values if str(v.name) in whole.encodings}
-            runner = TARGETS["ort"].runner(to_qdq(whole.with_encodings(kept, "one layer")), threads)
-            away = [energy(want, runner.run({whole.input_name: t})) for t, want in probes]
+            model = alone(unit)
+            runner = TARGETS["ort"].runner(to_qdq(model), threads)
+            away = [energy(want, runner.run({model.input_name: t})) for t, want in probes]
             found[name] = float(np.mean(away))
             advance(done)
     return found

@@ -41,7 +41,7 @@ from roadworthy.quantize.damages import damages
 from roadworthy.quantize.place import multiplications
 from roadworthy.quantize.sensitivity import Damage, layers_of_weights
 from roadworthy.quantize.weights import Wish, weight_encoding
-from roadworthy.recipe import Calibration, Quantize, Recipe, StoreWeights
+from roadworthy.recipe import Calibration, CorrectBias, Quantize, Recipe, StoreWeights
 from roadworthy.run.targets import TARGETS
 
 WIDTHS = (3, 4, 5, 6, 8)
@@ -339,8 +339,17 @@ class Mixer:
         """Energy of the distance with one layer's input and result in 8 bits and all else in float."""
         from roadworthy.jobs.layers import activation_damages
 
+        chosen, encodings = self.base.choose(self.calibration), self.whole.model.encodings
+        if isinstance(self._step, StoreWeights):  # its weights are all that is rounded
+            return dict.fromkeys(self._units, 0.0)
+
+        def alone(unit: Unit) -> Model:
+            values = [str(v.name) for v in (unit.input, unit.weight, *unit.inner, unit.output)]
+            kept = {name: encodings[name] for name in values if name in encodings}
+            return CorrectBias()(self._prepared.with_encodings(kept, "one layer"), chosen)
+
         return activation_damages(
-            self.whole.model, self._units, self._probes[:PROBES],
+            alone, self._units, self._probes[:PROBES],
             lambda a, b: distance(a, b, self.task) ** self._power, self.threads, self.ui,
         )  # fmt: skip
 
@@ -386,11 +395,15 @@ class Mixer:
         tensors = (tensor_of(s, self.task)[0] for s in held)
         return [(t, runner.run({self.model.input_name: t})) for t in tensors]
 
-    def _distance(self, trial: Trial) -> float:
-        """Root of the mean squared distance (of a raw task the mean distance) on the probes, on the target itself."""
+    def distances(self, trial: Trial) -> NDArray[np.float64]:
+        """(probes,) task distances to the original on the probes, on the target itself."""
         runner = TARGETS[self.target].runner(trial.deployed, self.threads)
-        found = [distance(want, runner.run({self.model.input_name: t}), self.task) for t, want in self._probes]
-        return float(np.mean(np.power(found, self._power)) ** (1 / self._power))
+        away = [distance(want, runner.run({self.model.input_name: t}), self.task) for t, want in self._probes]
+        return np.array(away, np.float64)
+
+    def _distance(self, trial: Trial) -> float:
+        """Root of the mean squared distance, of a raw task the mean distance."""
+        return float(np.mean(self.distances(trial) ** self._power) ** (1 / self._power))
 
     def _build(self, name: str, recipe: Recipe) -> Trial:
         made = recipe.apply(self.model, self.calibration)
