@@ -19,8 +19,20 @@ from roadworthy.steps.fold import Fold
 from roadworthy.steps.quantize import Quantize
 from roadworthy.steps.settings import plain, read_settings
 from roadworthy.steps.store import StoreWeights
+from roadworthy.steps.threshold import SetThreshold
 
-__all__ = ["STEPS", "Calibration", "CorrectBias", "Fold", "Quantize", "Recipe", "Step", "StoreWeights", "read_recipe"]
+__all__ = [
+    "STEPS",
+    "Calibration",
+    "CorrectBias",
+    "Fold",
+    "Quantize",
+    "Recipe",
+    "SetThreshold",
+    "Step",
+    "StoreWeights",
+    "read_recipe",
+]
 
 VERSION = 1
 
@@ -34,6 +46,7 @@ STEPS: dict[str, type[Any]] = {
     "quantize": Quantize,
     "store_weights": StoreWeights,
     "correct_bias": CorrectBias,
+    "set_threshold": SetThreshold,
 }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import plots
 from .pictures import Picture, compare, panels, top_labels
-from .report_schema import Accuracy, Allocation, Budget, Layer, Report, Size, ends, headline
+from .report_schema import Accuracy, Allocation, Budget, Layer, Operating, Report, Size, ends, headline
 
 PICTURE_BYTES = 2_000_000  # JPEG bytes of all pictures together; base64 adds a third
 PANEL_BYTES = 110_000  # most for one panel
@@ -241,10 +241,11 @@ def _before_after(before: int, after: int, places: int, title: str = "") -> tupl
 
 
 def _accuracy_table(accuracy: Accuracy) -> Table | None:
-    threshold = (
-        accuracy.original.threshold if accuracy.original.threshold is not None else accuracy.compressed.threshold
-    )
+    before, after = accuracy.original.threshold, accuracy.compressed.threshold
+    threshold = before if before is not None else after
     at = f" at score ≥ {plots.number(threshold)}" if threshold is not None else ""
+    if threshold is not None and after is not None and after != threshold:
+        at += f", compressed ≥ {plots.number(after)}"
     rows = [
         (
             label + (at if key in ("recall", "precision") else ""),
@@ -257,6 +258,22 @@ def _accuracy_table(accuracy: Accuracy) -> Table | None:
         (Column("measure", lambda r: r[0], kind="text"), *_before_after(1, 2, 2)),
         [r for r in rows if r[1] is not None or r[2] is not None],
     )
+
+
+OPERATING = (
+    Column("operating point", lambda r: r[0], kind="text"),
+    Column("score threshold", lambda r: r[1], _fix(4)),
+    Column("recall", lambda r: r[2], _fix(2), hint="labels found at IoU 0.5, all classes together"),
+    Column("precision", lambda r: r[3], _fix(2), hint="detections that are right"),
+)
+
+
+def _operating_table(operating: Operating) -> Table | None:
+    names = ("original", "compressed, threshold of the original", "compressed, its own threshold")
+    limits = (operating.original, operating.original, operating.compressed)
+    none = [None, None, None]
+    rows = list(zip(names, limits, operating.recall or none, operating.precision or none))
+    return _table(OPERATING, rows if operating.compressed != operating.original else rows[:2])
 
 
 def _class_table(accuracy: Accuracy) -> Table | None:
@@ -502,6 +519,7 @@ def page(report: Report, pictures: Sequence[Picture]) -> dict[str, Any]:
         "budgets": _budget_rows(report.budgets),
         "accuracy": _accuracy_table(acc) if acc else None,
         "classes": _class_table(acc) if acc else None,
+        "operating": _operating_table(report.operating) if report.operating else None,
         "accuracy_span": _span(acc.interval) if acc else None,
         "includes_zero": bool(acc and (e := ends(acc.interval)) and e[0] <= 0 <= e[1]),
         "speed": _table(SPEED, report.speed or []),

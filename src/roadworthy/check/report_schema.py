@@ -15,6 +15,9 @@ compressed, so positive means lost. THE schema (* required; everything else may 
                  interval [low, high] of the drop at 95 %, boxes_per_class {name: count}, agreement {name: value}}
                  S = {map, ap50, ap75, small, medium, large, recall, precision, threshold, per_class {name: AP},
                       recall_per_class {name: recall}, top1, top5}
+    operating   {original* and compressed*: the score thresholds, images (that it was refitted on), why,
+                 recall and precision: [of the original, of the compressed model at the original's threshold, at its
+                 own], on the test images}
     speed       [{label*, target, median_ms, p90_ms, qps, load_ms, peak_mb, file_bytes, ratio, ratio_spread [low, high],
                   samples, dropped, end_to_end_ms}]                                 the first row is the baseline
     size        {original {part: bytes}, compressed {part: bytes}}     absent: estimated from `layers`, and said so
@@ -154,6 +157,15 @@ class Accuracy(Part):
     agreement: dict[str, Any] | None = None
 
 
+class Operating(Part):
+    original: float
+    compressed: float
+    images: Count | None = None
+    why: str | None = None
+    recall: Annotated[list[Points | None], Field(min_length=3, max_length=3)] | None = None
+    precision: Annotated[list[Points | None], Field(min_length=3, max_length=3)] | None = None
+
+
 class Speed(Part):
     label: str
     target: str | None = None
@@ -242,6 +254,7 @@ class Report(Part):
     data: Data | None = None
     budgets: list[Budget]
     accuracy: Accuracy | None = None
+    operating: Operating | None = None
     speed: list[Speed] | None = None
     size: Size | None = None
     candidates: list[Candidate] | None = None

@@ -55,6 +55,8 @@ POINTS = 6
 FRONT = 3.0
 """The front reaches down to the size at which the predicted distance is this many times that of 8 bits."""
 ATTEMPTS = 4
+SPARE = 128
+"""Bytes that the digits of a refitted threshold may take."""
 
 Outputs = dict[str, NDArray]
 
@@ -100,8 +102,18 @@ def mixed(
     Raises InputError where the limits cannot be met, naming the least that can be reached.
     """
     floats = floats or limits.max_latency_ms is not None
-    mixer = Mixer(model, task, calibration, target, base, threads, ui or Ui(), floats)
-    wanted = mixer.within(limits)
+    return _around(Mixer(model, task, calibration, target, base, threads, ui or Ui(), floats), limits, points)
+
+
+def _around(mixer: Mixer, limits: Limits, points: int, spare: bool = False) -> list[Point]:
+    """See `mixed`.   spare: leave room for a threshold that is written into the file later, where there is some."""
+    try:
+        wanted = (
+            mixer.within(replace(limits, max_bytes=limits.max_bytes - SPARE)) if spare and limits.max_bytes else None
+        )
+    except InputError:
+        wanted = None
+    wanted = wanted or mixer.within(limits)
     found = [wanted]
     for size in mixer.sizes(points, limits.max_bytes):
         if points > 1 and size != limits.max_bytes:
@@ -125,12 +137,12 @@ def under_limits(search: Search) -> list[Trial]:
         over = len(trial.deployed) - (limits.max_bytes or len(trial.deployed))
         trial.why = f"rejected: {over:,} bytes too large" if over > 0 else "rejected: too slow"
     points = 1 if search.effort == "quick" else POINTS
-    floats = not TARGETS[search.target].whole
+    mixer = Mixer(
+        search.model, search.task, search.calibration, search.target, base.recipe, search.threads, search.ui,
+        limits.max_latency_ms is not None or not TARGETS[search.target].whole,
+    )  # fmt: skip
     try:
-        search.points = mixed(
-            search.model, search.task, search.calibration, search.target, base.recipe, limits,
-            threads=search.threads, ui=search.ui, points=points, floats=floats,
-        )  # fmt: skip
+        search.points = _around(mixer, limits, points, search.task.is_detector)
     except InputError as refusal:
         raise BeyondLimits(f"on {search.target}, {refusal}") from refusal
     for point in search.points:
