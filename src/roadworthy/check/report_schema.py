@@ -22,6 +22,8 @@ compressed, so positive means lost. THE schema (* required; everything else may 
                   samples, dropped, end_to_end_ms}]                                 the first row is the baseline
     size        {original {part: bytes}, compressed {part: bytes}}     absent: estimated from `layers`, and said so
     candidates  [{name*, variant, distance (held-out images), drop, bytes, ratio, seconds, chosen, why}]
+    pareto      [{name*, variant, bytes*, predicted, measured, drop, chosen, recipe (path)}]
+                predicted and measured: task distance to the original on calibration images
     sensitivity [{layer*, metric, value, cost_rank (1 costs most), kept_float}]
     layers      [{name*, op, output, shape [int | str], macs, parameters, placement "int8" | "float" | "int8 storage",
                   sqnr_db, local_sqnr_db, cosine, max_error, why}]     in the order of execution
@@ -197,6 +199,17 @@ class Candidate(Part):
     why: str | None = None
 
 
+class Allocation(Part):
+    name: str
+    variant: str | None = None
+    bytes: Count
+    predicted: Positive | None = None
+    measured: Positive | None = None
+    drop: float | None = None
+    chosen: bool = False
+    recipe: str | None = None
+
+
 class Sensitivity(Part):
     layer: str
     metric: str | None = None
@@ -246,6 +259,7 @@ class Report(Part):
     speed: list[Speed] | None = None
     size: Size | None = None
     candidates: list[Candidate] | None = None
+    pareto: list[Allocation] | None = None
     sensitivity: list[Sensitivity] | None = None
     layers: list[Layer] | None = None
     steps: list[StepPart] | None = None

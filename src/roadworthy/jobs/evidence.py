@@ -21,6 +21,7 @@ from roadworthy.data.samples import Samples
 from roadworthy.detect.detections import Detections
 from roadworthy.detect.evaluate import DetectionScores, Interval, operating_point
 from roadworthy.detect.matches import match
+from roadworthy.jobs.limits import Limits
 from roadworthy.jobs.search import Search
 from roadworthy.jobs.trial import Trial
 from roadworthy.model.model import Model, load
@@ -55,6 +56,7 @@ class Evidence:
     sensitivity: list[dict[str, Any]] | None
     layers: list[dict[str, Any]]
     pictures: list[Picture]
+    pareto: list[dict[str, Any]] | None = None
 
 
 def gather(
@@ -67,6 +69,7 @@ def gather(
     speed: BenchResult,
     seed: int,
     resolution: float,
+    limits: Limits,
     refit: Refit | None = None,
 ) -> Evidence:
     """Everything that is reported about the chosen candidate.   refit: what became of its operating threshold."""
@@ -84,6 +87,8 @@ def gather(
         }
         ratio, spread = speed.compare(base.label, mine.label)
         budgets.append(_speed_budget(best, ratio, spread, resolution, speed.quiet))
+    latency = None if ratio is None else mine.runtime.median_ms
+    budgets += limits.budgets(len(best.deployed), best.target, latency, speed.quiet)
     warnings = [w for s in searches for w in s.warnings] + list(speed.notes)
     if dataset.note:
         warnings.append(dataset.note)
@@ -147,6 +152,7 @@ def gather(
         sensitivity=_sensitivity(searches, best),
         layers=layers,
         pictures=_pictures(judge, best.predictions, task, threshold_of(best, task)),
+        pareto=pareto(searches, best),
     )
 
 
@@ -369,6 +375,25 @@ def _candidates(searches: list[Search], best: Trial) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def pareto(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:
+    """The allocations of mixed precision, smallest first on each target; None where none were made."""
+    rows = [
+        {
+            "name": f"{point.trial.name} on {search.target}",
+            "variant": point.trial.variant,
+            "bytes": point.bytes,
+            "predicted": point.predicted,
+            "measured": point.measured,
+            "drop": None if point.trial.judgement is None else point.trial.judgement.drop,
+            "chosen": point.trial is best,
+            "recipe": f"recipes/{point.file}",
+        }
+        for search in searches
+        for point in search.points
+    ]
+    return rows or None
 
 
 def _sensitivity(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:
