@@ -13,6 +13,7 @@ struct ConvSpec {
   Epilogue e;                         // points into the vectors below
   const void* weights;                // canonical, s8 or f32: in the file, or in one of the vectors below
   std::vector<float> expanded;
+  std::vector<int8_t> unpacked;
   std::vector<int32_t> bias, zero;
   std::vector<float> float_bias, scale, out_scale, poly;
   std::vector<uint8_t> table;

@@ -48,6 +48,7 @@ TARGETS: dict[str, Target] = {
         symmetric_activations=False,
         quantized_bias=True,
         load=ort.load,
+        activation_bits=(8, 16),
     ),
     "openvino": Target(
         name="openvino",
@@ -59,6 +60,7 @@ TARGETS: dict[str, Target] = {
         symmetric_activations=False,
         quantized_bias=True,
         load=openvino.load,
+        activation_bits=(8, 16),
         available=openvino.available,
         missing="the target openvino is not installed; `pip install 'roadworthy[openvino]'`",
     ),
