@@ -73,7 +73,7 @@ BAD = {
     "version: 1\nsteps: []\nimages: 0": "`images` in the recipe .* must be a whole number from 1 up",
     "version: 1\nsteps: []\nseed: -1": "`seed` in the recipe .* must be a whole number",
     "version: 1\nsteps: []\nmade_with: 3": "`made_with` in the recipe .* must be a mapping",
-    "version: 1\nsteps: [melt]": "unknown step `melt`; known are fold, quantize",
+    "version: 1\nsteps: [melt]": "unknown step `melt`; known are fold, ",
     "version: 1\nsteps: [3]": "each step of the recipe",
     "version: 1\nsteps: [[fold]]": "each step of the recipe",
     "version: 1\nsteps: [{fold: {}, quantize: {}}]": "each step of the recipe",

@@ -8,6 +8,8 @@ namespace {
 enum Attribute { KH, KW, SH, SW, TOP, LEFT, DH, DW, CIN, COUT, EPILOGUE, LO, HI, UNARY_FN, UA, UB, POLY_B, KIND };
 enum Blob { WEIGHTS, BIAS, SCALE, ZERO, TABLE, POLY, OUT_SCALE, WEIGHT_SCALE };
 static_assert(KIND == kWeightKind);
+enum FixedBlob { MULTIPLIER = SCALE, SHIFT = POLY, SECOND = OUT_SCALE, SECOND_ZERO = WEIGHT_SCALE };   // of the fixed-point form
+constexpr int kFirstFixed = 5, kLastEpilogue = 7;
 enum WeightKind { PLAIN, STORED_S8, STORED_S16 };
 
 constexpr double kAccumulator = 2147483648.0;   // |acc| stays below: docs/engine.md
@@ -126,10 +128,42 @@ void check_range(const Source& s, const ConvSpec& c) {
   }
 }
 
+// The epilogues behind the kernel; the kernel itself leaves accumulators (real without a scale).
+void read_fixed(const Source& s, ConvSpec& c) {
+  FixedEpilogue& f = c.f;
+  f = {};
+  f.kind = static_cast<FixedKind>(s.op.attributes[EPILOGUE] - kFirstFixed);
+  const bool table = f.kind == FixedKind::table, curve = f.kind == FixedKind::curve;
+  s.require(c.integer, "computes in floats, but has the epilogue of codes");
+  s.require(!c.out_float, "has an epilogue that does not give the type it writes");
+  s.integer(UNARY_FN, "unary", 0, 0);
+  c.bias = s.blob<int32_t>(BIAS, "biases", c.cout);
+  auto multipliers = s.blob<int32_t>(MULTIPLIER, "multipliers", c.cout), shifts = s.blob<int32_t>(SHIFT, "shifts", c.cout);
+  c.scales = FixedScales(s, std::move(multipliers), std::move(shifts), "multipliers");
+  c.zero = s.integers(ZERO, "zero points", c.cout, curve ? INT16_MIN : 0, curve ? INT16_MAX : 255);
+  f.lo = s.integer(LO, "lo", 0, 255);
+  f.hi = s.integer(HI, "hi", f.lo, 255);
+  if (table) c.table = s.blob<uint8_t>(TABLE, "table", 256);
+  else if (curve) c.curve = s.blob<int16_t>(TABLE, "table", kCurveEntries);
+  else s.blob<uint8_t>(TABLE, "table", 0);
+  const auto second = s.blob<int32_t>(SECOND, "second multipliers and shifts", curve ? 2 * int64_t(c.cout) : 0);
+  c.zero2 = s.integers(SECOND_ZERO, "second zero points", curve ? c.cout : 0, 0, 255);
+  const auto middle = second.begin() + (curve ? c.cout : 0);
+  c.scales2 = FixedScales(s, {second.begin(), middle}, {middle, second.end()}, "second multipliers");
+  f.n = c.cout;
+  f.m = c.scales.m.data(), f.s = c.scales.s.data(), f.zero = c.zero.data();
+  f.m2 = c.scales2.m.data(), f.s2 = c.scales2.s.data(), f.zero2 = c.zero2.data();
+  f.table = c.table.data(), f.curve = c.curve.data();
+  c.e.kind = EpilogueKind::real;
+  c.e.bias = c.bias.data();
+}
+
 void read_epilogue(const Source& s, ConvSpec& c) {
   Epilogue& e = c.e;
   e = {};
-  e.kind = static_cast<EpilogueKind>(s.integer(EPILOGUE, "epilogue", 0, 4));
+  c.fixed = s.integer(EPILOGUE, "epilogue", 0, kLastEpilogue) >= kFirstFixed;
+  if (c.fixed) return read_fixed(s, c);
+  e.kind = static_cast<EpilogueKind>(s.op.attributes[EPILOGUE]);
   const bool real = e.kind == EpilogueKind::real;
   s.require(c.integer || real, "computes in floats, but has the epilogue of codes");
   if (!c.integer) s.require(c.out_float, "computes in floats, but writes codes");

@@ -51,6 +51,8 @@ class Target:
     symmetric_activations: activations must be quantized with the zero point in the middle.
     quantized_bias: biases are stored as int32 at scale (input scale x weight scale).
     load: model bytes, threads -> runner.   available: whether it is installed here.   missing: what to say where not.
+    simulated: this machine only simulates the place, so that its speed here says nothing: nobody measures it, no budget
+        asks for it, and `auto` never takes it.
     file: the name of what is shipped.   deploy: model bytes -> the bytes of that file, which `load` takes as well.
     """
 
@@ -67,6 +69,7 @@ class Target:
     tables: bool = False
     whole: bool = False
     activation_bits: tuple[int, ...] = (8,)
+    simulated: bool = False
     missing: str = ""
     file: str = "model.onnx"
     deploy: Callable[[bytes], bytes] = lambda model: model

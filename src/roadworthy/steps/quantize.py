@@ -9,7 +9,7 @@ from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.quantize.observers import OBSERVERS
-from roadworthy.quantize.place import Placement, place, quantized_point
+from roadworthy.quantize.place import Placement, before_activation, place, quantized_point
 from roadworthy.quantize.quantize import (
     activation_encodings,
     incompatible_merges,
@@ -45,6 +45,7 @@ class Quantize:
     weight_bits: 2..8, of every layer's weight; bits: of single layers, as (name, bits).   granularity: one weight scale
     per output "channel" or per "tensor".   grid: a key of GRIDS, where the codes of a weight may lie (model/encoding.py
     and quantize/weights.py).   scales: "power_of_two" for devices that only shift, else "free".
+    exact_activations: names of layers whose activation is not a table over an 8-bit value (targets with tables).
     activation_bits: 8, or 16 where the target takes it.   wide_activations: names of values, or of layers whose
     result is meant, that have 16 bits.
     """
@@ -62,6 +63,7 @@ class Quantize:
     scales: str = choice("free", SCALES)
     activation_bits: int = one_of(8, (8, 16))
     wide_activations: tuple[str, ...] = ()
+    exact_activations: tuple[str, ...] = ()
 
     def __call__(self, model: Model, samples: Samples) -> Model:
         check_settings(self)
@@ -76,7 +78,7 @@ class Quantize:
             if u.name in placement.int8 and (reason := int8_refusal(u, made.encodings)) is not None
         }:
             keep = frozenset(placement.why_float) | frozenset(refused)
-            again = place(model.ir, TARGETS[self.target], keep)
+            again = replace(self, keep_float=(*self.keep_float, *sorted(keep))).placement(model, samples)
             placement = replace(again, why_float={**again.why_float, **placement.why_float, **refused})
             made = self._encode(model, samples, placement)
         return made
@@ -118,12 +120,14 @@ class Quantize:
 
     def placement(self, model: Model, samples: Samples) -> Placement:
         """What runs in int8; Concats whose inputs differ too much in measured range are kept apart."""
-        known_layers(model, (*self.keep_float, *self.wide, *self.float_weights, *(name for name, _ in self.bits)))
+        layers = (*self.keep_float, *self.wide, *self.float_weights, *self.exact_activations)
+        known_layers(model, (*layers, *(name for name, _ in self.bits)))
         keep = frozenset(self.keep_float) | frozenset(self.float_weights) | frozenset(self.wide)
         target = TARGETS[self.target]
         first = place(model.ir, target, keep)
         if target.whole:  # what differs in range is translated from code to code
-            return first
+            exact = {str(before_activation(u).name) for u in units(model.ir) if u.name in set(self.exact_activations)}
+            return replace(first, tables={p: y for p, y in first.tables.items() if p not in exact})
         statistics = Calibration.of(model, samples, first.observed)
         apart = incompatible_merges(first, statistics)
         return place(model.ir, target, keep, frozenset(apart)) if apart else first
