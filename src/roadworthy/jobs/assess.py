@@ -27,7 +27,7 @@ from roadworthy.detect.evaluate import SIZES, Interval
 from roadworthy.detect.figures import Drops
 from roadworthy.errors import InputError
 from roadworthy.jobs.evidence import _detail
-from roadworthy.jobs.search import Ui
+from roadworthy.jobs.trial import Ui
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
 from roadworthy.model.recognize import recognize
@@ -35,7 +35,7 @@ from roadworthy.model.task import Task
 from roadworthy.run.native.layers_table import LayerTime, layer_times
 from roadworthy.run.native.plan import Plan
 from roadworthy.run.native.runner import is_plan
-from roadworthy.run.native.task_text import task_of
+from roadworthy.run.native.task_text import is_fixed, task_of
 from roadworthy.run.targets import TARGETS
 
 Size = tuple[int, int] | None
@@ -200,6 +200,11 @@ def bench_files(
     for source in models:
         content, settled = plan_in(source) or b"", None
         if content:
+            if is_fixed(Plan.from_bytes(content).text):
+                raise InputError(
+                    f"{source} computes in fixed point, as devices without floating point do; its speed here says"
+                    " nothing, so measure it on the device"
+                )
             settled = _task_in(content, source) if dataset is not None else None
         else:
             model, content = _open(source, size)

@@ -31,19 +31,21 @@ from roadworthy.check.accuracy import (
     predict,
     reference_of,
     sizes_of,
+    tensor_of,
 )
 from roadworthy.check.bench import BenchResult, Entry, bench
 from roadworthy.check.budgets import Budget, Wishes, budgets_for, check_wishes
 from roadworthy.check.contract import settle_task, suspects
 from roadworthy.check.judge import Judge
-from roadworthy.check.machine import versions
+from roadworthy.check.machine import environment, usable_cores, versions
 from roadworthy.check.report import write_html, write_json
 from roadworthy.data.dataset import Dataset, join
 from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.jobs.evidence import Evidence, gather
-from roadworthy.jobs.search import EFFORT_IMAGES, Search, Trial, Ui
+from roadworthy.jobs.limits import BeyondLimits, Limits, limits_of
+from roadworthy.jobs.search import Search, calibration_images
 from roadworthy.jobs.stages import (
     Stages,
     pack_predictions,
@@ -54,15 +56,23 @@ from roadworthy.jobs.stages import (
     unpack_statistics,
 )
 from roadworthy.jobs.threshold import FIT_IMAGES, fit_images, keep_operating_point
+from roadworthy.jobs.trial import Trial, Ui
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
+from roadworthy.model.qdq import from_qdq, has_qdq
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
 from roadworthy.recipe import Calibration, Fold, Quantize, Recipe, StoreWeights, read_recipe
+from roadworthy.run.golden import Golden, golden_vectors
 from roadworthy.run.targets import TARGETS
 
 FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
 """What every job writes; beside it the file that the target runs, where that is another than the ONNX file."""
+GOLDEN_FILES = ("golden.npz", "golden.json")
+"""Beside a plan in fixed point: codes and accumulators of GOLDEN_IMAGES calibration images, to check a device by."""
+GOLDEN_IMAGES = 1
+RECIPES = "recipes"
+"""The folder of recipes for the other allocations of the report's table, where there is one."""
 EFFORTS = ("quick", "normal", "thorough")
 RESOLUTION = 0.95
 """A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
@@ -86,6 +96,8 @@ class Settings:
     every other class that has labels enough.   max_drop_size: points of mAP of "small", "medium", "large" objects.
     max_drop_recall: points of recall at the operating threshold.   refit_threshold: keep a detector's operating point
     by a new threshold; else the threshold stays what it is.
+    max_size: most bytes of what is shipped ("600000", "600k"), or their share of the original's ("0.2x").
+    max_latency: most milliseconds on the target (median).
     """
 
     task: str | None = None
@@ -101,6 +113,8 @@ class Settings:
     max_drop_size: Wishes = ()
     max_drop_recall: float | None = None
     refit_threshold: bool = True
+    max_size: str | None = None
+    max_latency: float | None = None
 
     def check(self) -> None:
         if self.target != "auto" and self.target not in TARGETS:
@@ -115,6 +129,7 @@ class Settings:
             raise InputError(f"--max-drop-recall is {self.max_drop_recall:g}; give points between 0 and 100")
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
+        limits_of(self.max_size, self.max_latency)
         if self.target != "auto" and not TARGETS[self.target].available():
             raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
         if TARGETS["native"].available():
@@ -127,7 +142,7 @@ class Settings:
         """The targets to search on."""
         if self.target != "auto":
             return (self.target,)
-        return tuple(name for name, target in TARGETS.items() if target.available())
+        return tuple(name for name, target in TARGETS.items() if target.available() and not target.simulated)
 
 
 @dataclass(frozen=True)
@@ -181,6 +196,7 @@ def compress(
     _wanted(settings, task, dataset, {}, {}, model.source)  # an unknown class is refused before anything is measured
     targets, cannot = _lowered(model, targets, settings)
     calibration = dataset.calibration
+    limits = limits_of(settings.max_size, settings.max_latency, model.size)
     with Stages(stage_folder(folder), _key(model, dataset, settings), resume) as stages:
         remember = _memory(stages)
         with clock("calibration"):
@@ -190,14 +206,19 @@ def compress(
 
         searches: list[Search] = []
         chosen: list[Trial] = []
+        refusals: list[BeyondLimits] = []
         with clock("search"):
             for target in targets:
                 search = Search(
                     model, task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui,
-                    remember,
+                    remember, limits=limits,
                 )  # fmt: skip
                 if replay is None:
-                    chosen += search.run()
+                    try:
+                        chosen += search.run()
+                    except BeyondLimits as refusal:  # another target may do better
+                        refusals.append(refusal)
+                        search.warnings.append(str(refusal))
                 else:
                     trial = search.build("replayed", _variant(replay[0]), replay[0])
                     search.evaluate(trial)
@@ -205,10 +226,14 @@ def compress(
                     search.trials.append(trial)
                     chosen.append(trial)
                 searches.append(search)
+        if not chosen:
+            raise refusals[-1]
         with clock("threshold"):
             refits = {}
             if replay is None and settings.refit_threshold:
-                used = Recipe((), EFFORT_IMAGES[settings.effort], settings.seed).choose(calibration)
+                used = Recipe((), calibration_images(settings.effort, len(calibration)), settings.seed).choose(
+                    calibration
+                )
                 refits = keep_operating_point(
                     chosen, model, judge, fit_images(calibration, used, FIT_IMAGES[settings.effort]),
                     lambda: _float_runner(model, settings.threads), remember,
@@ -217,16 +242,21 @@ def compress(
             for trial in chosen if replay is not None else ():
                 _judge_at_its_own(judge, trial)
         with clock("speed"):
-            speed, best = _final_speed(model, task, dataset.test, chosen, settings, ui)
+            speed, best = _final_speed(model, task, dataset.test, chosen, settings, limits, ui)
         with clock("proof"), ui.stage("layer by layer", None):
             evidence = gather(
-                model, best, searches, judge, calibration, dataset, speed, settings.seed, RESOLUTION,
+                model, best, searches, judge, calibration, dataset, speed, settings.seed, RESOLUTION, limits,
                 refits.get(id(best)),
             )  # fmt: skip
             evidence.warnings.extend(cannot)
+        golden = None
+        if best.target == "fixed":
+            with clock("golden vectors"), ui.stage("golden vectors", None):
+                golden = _golden(best, task, calibration, settings)
     seconds = time.monotonic() - started
     report = _report(model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command)
-    _write(folder, best, report, evidence, force)
+    recipes = _recipes(model, dataset, searches)
+    _write(folder, best, report, evidence, force, recipes, golden)
     stages.drop()
     return Outcome(folder, report, 0 if report["verdict"] == "hold" else 3)
 
@@ -237,8 +267,6 @@ _INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMul
 
 def has_integers(model: Model) -> bool:
     """Whether a model is quantized, in any form that files have: Q/DQ, stored weights, operators on integers."""
-    from roadworthy.model.qdq import has_qdq
-
     return has_qdq(model) or any(n.op_type in _INTEGER_OPS for n in g.nodes(model.ir))
 
 
@@ -318,7 +346,7 @@ def check_output(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file; give a folder with --out")
     if folder.is_dir() and any(folder.iterdir()):
-        own = {*FILES, *(target.file for target in TARGETS.values())}
+        own = {*FILES, *GOLDEN_FILES, RECIPES, *(target.file for target in TARGETS.values())}
         strangers = sorted(p.name for p in folder.iterdir() if p.name not in own)
         if strangers:
             raise InputError(f"the output folder {folder} holds other files ({strangers[0]}); give another with --out")
@@ -343,7 +371,22 @@ def stage_folder(folder: Path) -> Path:
     return folder.absolute().parent / f".{folder.name}.stages"
 
 
-def _write(folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence, force: bool) -> None:
+def _golden(best: Trial, task: Task, calibration: Samples, settings: Settings) -> Golden:
+    """The golden vectors of what is shipped, on the first images that it was calibrated with."""
+    chosen = best.recipe.choose(calibration)
+    tensors = [tensor_of(s, task)[0] for s in chosen[:GOLDEN_IMAGES]]
+    return golden_vectors(from_qdq(load(best.data)), tensors)
+
+
+def _write(
+    folder: Path,
+    best: Trial,
+    report: dict[str, Any],
+    evidence: Evidence,
+    force: bool,
+    recipes: dict[str, str],
+    golden: Golden | None,
+) -> None:
     """All files at once: into a temporary folder, then one rename."""
     parent = folder.absolute().parent
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}-"))
@@ -352,7 +395,13 @@ def _write(folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence
         (temporary / "model.onnx").write_bytes(best.data)
         if best.deployed is not best.data:
             (temporary / TARGETS[best.target].file).write_bytes(best.deployed)
+        if golden is not None:
+            golden.write(*(temporary / name for name in GOLDEN_FILES))
         (temporary / "recipe.yaml").write_text(report["recipe"])
+        if recipes:
+            (temporary / RECIPES).mkdir()
+        for name, text in recipes.items():
+            (temporary / RECIPES / name).write_text(text)
         write_json(report, temporary / "report.json")
         write_html(report, evidence.pictures, temporary / "report.html")
         if folder.is_dir():
@@ -448,7 +497,7 @@ def _calibrate(
     stages: Stages, model: Model, calibration: Samples, replay: Recipe | None, settings: Settings, ui: Ui
 ) -> None:
     """One pass over the calibration images before anything else looks at images; kept as a stage."""
-    recipe = replay or Recipe((), EFFORT_IMAGES[settings.effort], settings.seed)
+    recipe = replay or Recipe((), calibration_images(settings.effort, len(calibration)), settings.seed)
     chosen = recipe.choose(calibration)
     folded = Fold()(model, chosen)
     kept = stages.get("statistics")
@@ -491,13 +540,16 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
 
 
 def _final_speed(
-    model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, ui: Ui
+    model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, limits: Limits, ui: Ui
 ) -> tuple[BenchResult, Trial]:
     """The longer measurement of what was chosen, originals beside it, and the winner among those that hold the budget
     (or among all, where none does): least latency x sqrt(bytes), so that twice the size must buy 1.4 times the speed.
 
     On a machine that does not come to rest all is measured ATTEMPTS times, and the middle measurement counts.
     """
+    if all(TARGETS[t.target].simulated for t in chosen):
+        threads = settings.threads or usable_cores()
+        return BenchResult((), threads, 0, 0.0, True, {}, environment(threads)), min(chosen, key=_broken)
     frames = [s.image() for s in test[:8]]
     decode = task.decode if task.is_detector else None
     original = model.float_bytes()
@@ -533,9 +585,10 @@ def _final_speed(
         trial.ratio = ratio_in(result, trial)
     latency = {id(t): result[f"{t.variant} on {t.target}"].runtime.median_ms for t in chosen}
 
-    def merit(trial: Trial) -> tuple[bool, bool, float]:
+    def merit(trial: Trial) -> tuple[bool, bool, bool, float]:
         slow = (trial.ratio or 0) < RESOLUTION
-        return _broken(trial), slow, latency[id(trial)] * math.sqrt(len(trial.deployed))
+        beyond = not limits.fits(len(trial.deployed)) or latency[id(trial)] > (limits.max_latency_ms or math.inf)
+        return beyond, _broken(trial), slow, latency[id(trial)] * math.sqrt(len(trial.deployed))
 
     best = min(chosen, key=merit)
     for trial in chosen:
@@ -576,18 +629,11 @@ def _report(
 ) -> dict[str, Any]:
     task = model.task
     assert task is not None
-    made_with = {
-        "target": best.target,
-        "model_sha256": model.sha256,
-        "data": dataset.calibration.content_id,
-        "task_sha256": hashlib.sha256(task.to_json().encode()).hexdigest(),
-        "roadworthy": __version__,
-        "onnxruntime": versions().get("onnxruntime", ""),
-    }
+    made_with = _made_with(model, dataset, best.target)
     warnings = list(evidence.warnings)
     if replay is None and settings.target == "auto":
         warnings += [
-            f"not tried on {name}: {TARGETS[name].missing}" for name in TARGETS if name not in settings.targets
+            f"not tried on {name}: {target.missing}" for name, target in TARGETS.items() if not target.available()
         ]
     if replay is not None:
         for name, value in replay[1].items():
@@ -627,5 +673,28 @@ def _report(
         "steps": clock.rows,
         "environment": speed.environment,
         "recipe": best.recipe.to_yaml(made_with),
+        "pareto": evidence.pareto,
         "seed": settings.seed,
+    }
+
+
+def _made_with(model: Model, dataset: Dataset, target: str) -> dict[str, str]:
+    """What a recipe was made with; replaying compares it."""
+    assert model.task is not None
+    return {
+        "target": target,
+        "model_sha256": model.sha256,
+        "data": dataset.calibration.content_id,
+        "task_sha256": hashlib.sha256(model.task.to_json().encode()).hexdigest(),
+        "roadworthy": __version__,
+        "onnxruntime": versions().get("onnxruntime", ""),
+    }
+
+
+def _recipes(model: Model, dataset: Dataset, searches: list[Search]) -> dict[str, str]:
+    """File name -> recipe of every allocation in the report's table; replaying one makes the very bytes."""
+    return {
+        point.file: point.trial.recipe.to_yaml(_made_with(model, dataset, search.target))
+        for search in searches
+        for point in search.points
     }

@@ -21,7 +21,9 @@ from roadworthy.data.samples import Samples
 from roadworthy.detect.detections import Detections
 from roadworthy.detect.evaluate import DetectionScores, Interval, operating_point
 from roadworthy.detect.matches import match
-from roadworthy.jobs.search import Search, Trial
+from roadworthy.jobs.limits import Limits
+from roadworthy.jobs.search import Search
+from roadworthy.jobs.trial import Trial
 from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
@@ -54,6 +56,7 @@ class Evidence:
     sensitivity: list[dict[str, Any]] | None
     layers: list[dict[str, Any]]
     pictures: list[Picture]
+    pareto: list[dict[str, Any]] | None = None
 
 
 def gather(
@@ -66,23 +69,29 @@ def gather(
     speed: BenchResult,
     seed: int,
     resolution: float,
+    limits: Limits,
     refit: Refit | None = None,
 ) -> Evidence:
     """Everything that is reported about the chosen candidate.   refit: what became of its operating threshold."""
     task = judge.task
     assert best.predictions is not None and best.judgement is not None
     interval = judge.interval(best.predictions, seed)
-    base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
-    elsewhere = {
-        e.target: speed.compare(e.label, mine.label)[0]
-        for e in speed.entries
-        if e.label.startswith("original on ") and e.target != best.target
-    }
-    ratio, spread = speed.compare(base.label, mine.label)
+    budgets = _accuracy_budgets(judge, best, seed)
+    ratio, elsewhere = None, {}
+    if not TARGETS[best.target].simulated:
+        base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
+        elsewhere = {
+            e.target: speed.compare(e.label, mine.label)[0]
+            for e in speed.entries
+            if e.label.startswith("original on ") and e.target != best.target
+        }
+        ratio, spread = speed.compare(base.label, mine.label)
+        budgets.append(_speed_budget(best, ratio, spread, resolution, speed.quiet))
+    latency = None if ratio is None else mine.runtime.median_ms
+    budgets += limits.budgets(len(best.deployed), best.target, latency, speed.quiet)
     warnings = [w for s in searches for w in s.warnings] + list(speed.notes)
     if dataset.note:
         warnings.append(dataset.note)
-    budgets = [*_accuracy_budgets(judge, best, seed), _speed_budget(best, ratio, spread, resolution, speed.quiet)]
     operating = _operating(judge, best, refit)
     if len(judge.samples) < FEW:
         warnings.append(
@@ -143,6 +152,7 @@ def gather(
         sensitivity=_sensitivity(searches, best),
         layers=layers,
         pictures=_pictures(judge, best.predictions, task, threshold_of(best, task)),
+        pareto=pareto(searches, best),
     )
 
 
@@ -150,17 +160,13 @@ MOST_NAMED = 8
 
 
 def _float_layers(best: Trial) -> list[str]:
-    """Which layers of an int8 network the native engine computes in float, by name."""
+    """Which layers of an int8 network the engine computes in float (on fixed: the host), by name."""
     if best.deployed is best.data:
         return []
     from roadworthy.run.native.runner import float_layers
 
-    lines = [f"on native, {line}" for line in float_layers(best.data)]
-    more = (
-        [f"the native engine computes {len(lines) - MOST_NAMED} more layers in float"]
-        if len(lines) > MOST_NAMED
-        else []
-    )
+    lines = [f"on {best.target}, {line}" for line in float_layers(best.data)]
+    more = [f"{best.target} computes {len(lines) - MOST_NAMED} more layers in float"] if len(lines) > MOST_NAMED else []
     return lines[:MOST_NAMED] + more
 
 
@@ -259,7 +265,7 @@ def _summary(
     best: Trial,
     judge: Judge,
     interval: Interval | None,
-    ratio: float,
+    ratio: float | None,
     elsewhere: Mapping[str, float],
     searches: list[Search],
     size_ratio: float,
@@ -290,6 +296,12 @@ def _summary(
         )
     lines += _recall_sentence(operating)
     lines.append(f"{model.size:,} -> {len(best.deployed):,} bytes: {size_ratio:.2f}x smaller.")
+    if ratio is None:
+        lines.append(
+            f"Integers alone, with 32-bit multipliers and shifts: {TARGETS[best.target].file} is what a device without"
+            " floating point computes. It was run here only to measure its accuracy; its speed here says nothing."
+        )
+        return lines
     speeds = [f"{ratio:.2f}x the speed of the original on {best.target}"]
     speeds += [f"{times:.2f}x on {target}" for target, times in elsewhere.items()]
     lines.append(f"{', '.join(speeds)}.")
@@ -353,6 +365,7 @@ def _candidates(searches: list[Search], best: Trial) -> list[dict[str, Any]]:
                 {
                     "name": f"{trial.name} on {search.target}",
                     "variant": trial.variant,
+                    "distance": trial.distance,
                     "drop": None if trial.judgement is None else trial.judgement.drop,
                     "bytes": len(trial.deployed),
                     "ratio": trial.ratio,
@@ -362,6 +375,25 @@ def _candidates(searches: list[Search], best: Trial) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def pareto(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:
+    """The allocations of mixed precision, smallest first on each target; None where none were made."""
+    rows = [
+        {
+            "name": f"{point.trial.name} on {search.target}",
+            "variant": point.trial.variant,
+            "bytes": point.bytes,
+            "predicted": point.predicted,
+            "measured": point.measured,
+            "drop": None if point.trial.judgement is None else point.trial.judgement.drop,
+            "chosen": point.trial is best,
+            "recipe": f"recipes/{point.file}",
+        }
+        for search in searches
+        for point in search.points
+    ]
+    return rows or None
 
 
 def _sensitivity(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:

@@ -10,7 +10,7 @@ from roadworthy.check.accuracy import Predictions, Reference, predict, reference
 from roadworthy.check.judge import Judge
 from roadworthy.check.operating import LEAST_DETECTIONS, Refit, refit
 from roadworthy.data.samples import Samples
-from roadworthy.jobs.search import Trial, Ui
+from roadworthy.jobs.trial import Trial, Ui
 from roadworthy.model.model import Model
 from roadworthy.model.qdq import to_qdq
 from roadworthy.recipe import SetThreshold
