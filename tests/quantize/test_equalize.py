@@ -157,8 +157,13 @@ def test_real_networks_compute_the_same(name: str, assets: Path):
 
 
 def test_a_residual_sum_is_left_alone_unless_wanted():
-    nodes = [N("Conv", ["x", "w1"], ["c"], name="first"), N("Relu", ["c"], ["a"]),
-             N("Conv", ["a", "w2"], ["d"], name="side"), N("Add", ["a", "d"], ["s"], name="sum"), N("Conv", ["s", "w3"], ["y"], name="last")]  # fmt: skip
+    nodes = [
+        N("Conv", ["x", "w1"], ["c"], name="first"),
+        N("Relu", ["c"], ["a"]),
+        N("Conv", ["a", "w2"], ["d"], name="side"),
+        N("Add", ["a", "d"], ["s"], name="sum"),
+        N("Conv", ["s", "w3"], ["y"], name="last"),
+    ]
     weights = {"w1": rand(C, 3, 1, 1), "w2": rand(C, C, 1, 1), "w3": rand(5, C, 1, 1)}
     model = load(build(nodes, weights, (1, 3, 16, 16)))
     assert [row.reason for row in plan(model)] == [*["Add sum sums up layers' results"] * 2, "a result of the network"]

@@ -48,8 +48,8 @@ def equalize(
 
     measure: takes the statistics of values; without it layers with a Clip are left alone, and biases stay.
     tolerance: how much of an 8-bit step a smooth activation may be off; 0 leaves layers with one alone.
-    sums: give the layers of a residual sum one common factor, too. It fits none of them well: ResNet-56 with one scale
-    per weight loses by it what the rest gains.
+    sums: give the layers of a residual sum one common factor, too. It fits none of them well: in ResNet-56 twenty
+    layers of a stage have to share it.
     Raises InputError for a model that is quantized already.
     """
     found = walk(model, measure is not None, tolerance, sums)
