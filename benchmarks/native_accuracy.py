@@ -19,7 +19,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from roadworthy.steps import quantize as recipes
 from roadworthy.check.accuracy import predict, tensor_of
 from roadworthy.check.contract import settle_task
 from roadworthy.check.judge import Judge, distance
@@ -30,6 +29,7 @@ from roadworthy.model.qdq import to_qdq
 from roadworthy.quantize.refine import refine
 from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe
 from roadworthy.run.targets import TARGETS
+from roadworthy.steps import quantize as recipes
 
 HELD = 48
 """Most held-out images: the distance is an average over thousands of boxes or probabilities."""

@@ -78,7 +78,7 @@ BAD = {
     "version: 1\nsteps: [[fold]]": "each step of the recipe",
     "version: 1\nsteps: [{fold: {}, quantize: {}}]": "each step of the recipe",
     "version: 1\nsteps: [{quantize: 3}]": "`quantize` in the recipe .* must be followed by settings",
-    "version: 1\nsteps: [{quantize: {bits: 4}}]": "`quantize.bits` .* is unknown; known are target",
+    "version: 1\nsteps: [{quantize: {bit: 4}}]": "`quantize.bit` .* is unknown; known are target",
     "version: 1\nsteps: [{quantize: {target: tpu}}]": "`quantize.target` .* is 'tpu'; known are ort, openvino",
     "version: 1\nsteps: [{quantize: {observer: best}}]": "is 'best'; known are minmax",
     "version: 1\nsteps: [{quantize: {weight_observer: kl}}]": "is 'kl'; known are minmax, mse",

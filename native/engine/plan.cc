@@ -1,7 +1,10 @@
 #include "engine/plan.h"
 
+#include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "engine/error.h"
 
@@ -259,12 +262,21 @@ uint32_t crc32(Bytes bytes) {
   return ~c;
 }
 
+// Bytes that a blob of packed weights takes when it is expanded, at most.
+static uint64_t unpacked_bytes(const PlanOp& op) {
+  const bool weighted = op.code == OpCode::CONV || op.code == OpCode::DEPTHWISE;
+  if (!weighted || op.attributes[kWeightKind] < kPackedKind || op.blobs[0].size == 0) return 0;
+  const uint64_t bits = op.blobs[0].data[0];
+  return bits >= 1 && bits < 8 ? static_cast<uint64_t>(op.blobs[0].size) * 8 / bits : 0;   // others are refused later
+}
+
 // A small file must not ask for much memory: constants are copied for each operation that names them, and a caller makes room
 // for all inputs and outputs together.
 static void check_volume(const Plan& plan) {
   uint64_t copied = 0, ported = 0;
   for (const auto& op : plan.ops) {
     for (const Bytes& blob : op.blobs) copied += blob.size;
+    copied += unpacked_bytes(op);
     for (int tensor : op.tensors)
       if (tensor >= 0 && static_cast<size_t>(tensor) < plan.tensors.size()) copied += plan.tensors[static_cast<size_t>(tensor)].fill.size;
   }
@@ -273,6 +285,42 @@ static void check_volume(const Plan& plan) {
   for (const auto* ports : {&plan.inputs, &plan.outputs})
     for (const auto& port : *ports) ported += static_cast<uint64_t>(port.count()) * 4;
   if (ported > uint64_t{1} << 30) fail("The inputs and outputs of the plan take more than 1 GiB together.");
+}
+
+// A result's elements lie in places of their own, so that no operation writes more than its space holds: from the smallest stride
+// up, each is larger than the extent of those before it.
+static void check_result(const Plan& plan, const PlanOp& op) {
+  const int id = op.tensors.back();
+  const Tensor& t = plan.tensors[static_cast<size_t>(id)];
+  std::array<std::pair<int64_t, int64_t>, 5> steps{};   // stride, dimension
+  size_t count = 0;
+  for (int i = 0; i < t.rank; i++)
+    if (t.dims[i] > 1) steps[count++] = {std::abs(t.strides[i]), t.dims[i]};
+  std::sort(steps.begin(), steps.begin() + static_cast<std::ptrdiff_t>(count));
+  int64_t extent = 0;
+  for (size_t i = 0; i < count; i++) {
+    if (steps[i].first <= extent)
+      fail("Operation `" + op.name + "` (" + op_name(op.code) + ") writes tensor " + std::to_string(id) + ", whose elements overlap each other in memory.");
+    extent += (steps[i].second - 1) * steps[i].first;
+  }
+}
+
+// Every element of an output is written: what is not would be whatever the caller's memory held.
+static void check_outputs(const Plan& plan) {
+  std::vector<bool> seen(plan.tensors.size());
+  std::vector<int64_t> written(plan.outputs.size());
+  for (const auto& op : plan.ops) {
+    const auto id = static_cast<size_t>(op.tensors.back());
+    const Tensor& t = plan.tensors[id];
+    if (t.space == Space::output && !seen[id]) written[static_cast<size_t>(t.index)] += t.count();
+    seen[id] = true;
+  }
+  for (size_t i = 0; i < plan.outputs.size(); i++) {
+    const Port& port = plan.outputs[i];
+    if (written[i] < port.count())
+      fail("Output " + std::to_string(i) + " `" + port.name + "` (tensor " + std::to_string(port.tensor) + ") has " + std::to_string(port.count()) +
+           " elements, of which the operations write " + std::to_string(written[i]) + ".");
+  }
 }
 
 Plan read_plan(Bytes file) {
@@ -299,6 +347,8 @@ Plan read_plan(Bytes file) {
   plan.ops.reserve(h.ops);
   for (uint32_t i = 0; i < h.ops; i++) plan.ops.push_back(read_op(ops, plan, "Operation " + std::to_string(i)));
   check_volume(plan);
+  for (const auto& op : plan.ops) check_result(plan, op);
+  check_outputs(plan);
   return plan;
 }
 

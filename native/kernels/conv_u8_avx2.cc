@@ -22,7 +22,7 @@ constexpr int kPixels = 4;     // of a tile
 struct alignas(32) Head {
   float poly[96];
   uint8_t table[kFineEntries];
-  int32_t kind, lo, hi, unary;
+  int32_t kind, lo, hi, unary, raw;  // raw: accumulators as they are
   float unary_a, unary_b, poly_b;
 };
 
@@ -47,6 +47,7 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   head.kind = static_cast<int>(e.kind);
   head.lo = e.lo, head.hi = e.hi, head.unary = e.unary;
   head.unary_a = e.unary_a, head.unary_b = e.unary_b, head.poly_b = e.poly_b;
+  head.raw = e.scale == nullptr;
   if (e.kind == EpilogueKind::poly) memcpy(head.poly, e.poly, sizeof head.poly);
   if (e.kind == EpilogueKind::table) memcpy(head.table, e.table, 256);
   if (e.kind == EpilogueKind::fine) memcpy(head.table, e.table, kFineEntries);
@@ -58,7 +59,7 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
     const int p = n % kChannels;
     const int at = s.out_float ? p : p % 8 / 4 * 8 + p / 8 * 4 + p % 4;  // vector * 8 + lane
     to.bias[at] = e.bias[n];
-    to.scale[at] = e.scale[n];
+    if (e.scale) to.scale[at] = e.scale[n];
     if (e.kind != EpilogueKind::real) to.zero[at] = e.zero[n];
     if (e.kind == EpilogueKind::poly) to.out_scale[at] = e.out_scale[n];
     for (int t = 0; t < s.taps; ++t)
@@ -126,8 +127,13 @@ RW_INLINE void store_real(const Head& h, const Constants& c, uint8_t* y, __m256i
   alignas(32) float some[kChannels];
   const bool direct = valid == kChannels && h.unary == kNone;
   float* to = direct ? reinterpret_cast<float*>(y) : some;
-  _mm256_storeu_ps(to, _mm256_mul_ps(_mm256_cvtepi32_ps(a0), _mm256_load_ps(c.scale)));
-  _mm256_storeu_ps(to + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(a1), _mm256_load_ps(c.scale + 8)));
+  if (h.raw) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), a0);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 8), a1);
+  } else {
+    _mm256_storeu_ps(to, _mm256_mul_ps(_mm256_cvtepi32_ps(a0), _mm256_load_ps(c.scale)));
+    _mm256_storeu_ps(to + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(a1), _mm256_load_ps(c.scale + 8)));
+  }
   if (direct) return;
   if (h.unary != kNone) apply_unary(some, some, valid, h.unary, h.unary_a, h.unary_b);
   memcpy(y, some, 4 * valid);

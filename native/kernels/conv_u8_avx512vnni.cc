@@ -67,7 +67,7 @@ void pack_block(const ConvShape& s, const ConvWeights& c, int c0, int vectors, C
       const int channel = c0 + channel_of(vectors, j, lane), at = 16 * j + lane;
       if (channel >= s.n) continue;
       memcpy(to + l.bias + 4 * at, c.e.bias + channel, 4);
-      memcpy(to + l.scale + 4 * at, c.e.scale + channel, 4);
+      if (c.e.scale) memcpy(to + l.scale + 4 * at, c.e.scale + channel, 4);
       if (c.e.kind == EpilogueKind::poly) memcpy(to + l.out_scale + 4 * at, c.e.out_scale + channel, 4);
       if (c.e.kind != EpilogueKind::real) {
         const int32_t zero = c.e.zero[channel] + (c.e.kind == EpilogueKind::fine ? kFineLift : 0);
@@ -85,7 +85,7 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   const Epilogue& e = c.e;
   auto& head = *static_cast<RequantHead*>(packed);
   head.kind = static_cast<int>(e.kind);
-  head.lo = e.lo, head.hi = e.hi, head.unary = e.unary;
+  head.lo = e.lo, head.hi = e.hi, head.unary = e.unary, head.raw = e.scale == nullptr;
   head.unary_a = e.unary_a, head.unary_b = e.unary_b, head.poly_b = e.poly_b;
   if (e.kind == EpilogueKind::table) memcpy(head.table, e.table, 256);
   if (e.kind == EpilogueKind::fine) memcpy(head.table, e.table, kFineEntries);
@@ -181,6 +181,7 @@ Block block_at(const ConvShape& s, const ConvRun& r, const uint8_t* at, int vect
   b.valid = channels < 16 * vectors ? channels : 16 * vectors;
   b.whole = b.valid == 16 * vectors;
   b.mask = b.valid == 64 ? ~uint64_t{0} : (uint64_t{1} << b.valid) - 1;
+  b.scaled = b.head->raw ? 0 : 0xffff;
   b.taps = s.taps;
   b.tap = r.tap;
   b.depth = tap_depth(s);

@@ -17,7 +17,7 @@ constexpr int kGather = 512;  // activations gathered at a time
 
 // The head of the packed block; arrays follow: bias, scale, zero, out scale (padded to whole blocks), weights.
 struct Head {
-  int32_t kind, lo, hi, unary;
+  int32_t kind, lo, hi, unary, raw;  // raw: accumulators as they are
   float unary_a, unary_b, poly_b;
   float poly[96];
   uint8_t table[kFineEntries];
@@ -65,7 +65,8 @@ void pack(const ConvShape& s, const ConvWeights& c, void* packed) {
   if (e.kind == EpilogueKind::poly) memcpy(head.poly, e.poly, sizeof head.poly);
   if (entries) memcpy(head.table, e.table, entries);
   memcpy(const_cast<int32_t*>(v.bias), e.bias, 4 * s.n);
-  memcpy(const_cast<float*>(v.scale), e.scale, 4 * s.n);
+  head.raw = e.scale == nullptr;
+  if (e.scale) memcpy(const_cast<float*>(v.scale), e.scale, 4 * s.n);
   if (e.kind != EpilogueKind::real) memcpy(const_cast<int32_t*>(v.zero), e.zero, 4 * s.n);
   if (e.kind == EpilogueKind::poly) memcpy(const_cast<float*>(v.out_scale), e.out_scale, 4 * s.n);
   const auto* w = static_cast<const int8_t*>(c.w);
@@ -115,7 +116,9 @@ void requantize(const View& v, int c0, const int32_t* acc, uint8_t* out) {
 
 void finish(const ConvShape& s, const View& v, int c0, const int32_t* acc, uint8_t* y) {
   const int width = s.n - c0 < kLanes ? s.n - c0 : kLanes;
-  if (s.out_float) {
+  if (s.out_float && v.head->raw) {
+    memcpy(y + 4 * c0, acc, 4 * width);
+  } else if (s.out_float) {
     float out[kLanes];
     for (int c = 0; c < kLanes; ++c) out[c] = static_cast<float>(acc[c]) * v.scale[c0 + c];
     const Head& h = *v.head;

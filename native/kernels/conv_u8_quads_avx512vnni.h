@@ -69,7 +69,7 @@ RW_INLINE void store_quad(const Block& b, uint8_t* y, int64_t y_pixel, __m512i c
 
 // Channels 4 j .. 4 j + 3 of four pixels.
 RW_INLINE void store_real_quad(const Block& b, uint8_t* y, int64_t y_pixel, __m512i acc, int j) {
-  const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(b.channels.scale + 16 * j));
+  const __m512 v = real_values(b, acc, j);
   y += 16 * j;
   const auto mask = static_cast<__mmask8>(b.mask >> (4 * j) & 15);
   const auto store = [&](int pixel, __m128 four) {

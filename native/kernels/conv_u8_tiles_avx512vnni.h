@@ -23,6 +23,7 @@ struct Block {
   const int32_t* tap;
   uint64_t mask;    // of the valid channels
   bool whole;       // every channel of the block is valid
+  __mmask16 scaled; // REAL: all lanes, or none for accumulators as they are
 };
 
 // Pixels at equal distances: `tiles` tiles, each a step behind the one before it. Within a tile the pixels may lie anywhere.
@@ -83,8 +84,12 @@ RW_INLINE void store_codes(const Block& b, uint8_t* y, __m128i codes) {
     _mm_mask_storeu_epi8(y, static_cast<__mmask16>(b.mask), codes);
 }
 
+RW_INLINE __m512 real_values(const Block& b, __m512i acc, int j) {
+  return _mm512_mask_mul_ps(_mm512_castsi512_ps(acc), b.scaled, _mm512_cvtepi32_ps(acc), _mm512_load_ps(b.channels.scale + 16 * j));
+}
+
 RW_INLINE void store_real(const Block& b, uint8_t* y, const Accumulators& a, int j) {
-  const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(a.acc), _mm512_load_ps(b.channels.scale + 16 * j));
+  const __m512 v = real_values(b, a.acc, j);
   if (b.whole)
     _mm512_storeu_ps(y + 64 * j, v);
   else

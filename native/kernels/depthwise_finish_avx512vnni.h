@@ -128,10 +128,14 @@ struct Finish<EpilogueKind::poly> {
 template <>
 struct Finish<EpilogueKind::real> {
   static constexpr int out_bytes = 4;
-  explicit Finish(const Head&) {}
+  __mmask16 scale_lanes;  // none for accumulators as they are
+  explicit Finish(const Head& h) : scale_lanes(h.raw ? 0 : 0xffff) {}
+  inline __attribute__((always_inline)) __m512 value(__m512i acc, const float* scale) const {
+    return _mm512_mask_mul_ps(_mm512_castsi512_ps(acc), scale_lanes, _mm512_cvtepi32_ps(acc), _mm512_loadu_ps(scale));
+  }
   // Lane L of the four vectors holds channels 16*L .. + 15: a transposition of 4 x 4 lanes puts them side by side.
   inline __attribute__((always_inline)) void operator()(const Acc& a, const Constants& k, uint8_t* y, __mmask64 mask) const {
-    const __m512 v0 = scaled(a.a0, k.scale[0]), v1 = scaled(a.a1, k.scale[1]), v2 = scaled(a.a2, k.scale[2]), v3 = scaled(a.a3, k.scale[3]);
+    const __m512 v0 = value(a.a0, k.scale[0]), v1 = value(a.a1, k.scale[1]), v2 = value(a.a2, k.scale[2]), v3 = value(a.a3, k.scale[3]);
     const __m512 l01 = _mm512_shuffle_f32x4(v0, v1, 0x44), h01 = _mm512_shuffle_f32x4(v0, v1, 0xee);
     const __m512 l23 = _mm512_shuffle_f32x4(v2, v3, 0x44), h23 = _mm512_shuffle_f32x4(v2, v3, 0xee);
     float* out = reinterpret_cast<float*>(y);

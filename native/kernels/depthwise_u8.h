@@ -16,6 +16,7 @@ struct alignas(64) Head {
   EpilogueKind kind;
   int unary;
   float unary_a, unary_b;
+  bool raw;  // real: accumulators as they are
 };
 
 void fill_head(const Epilogue& e, void* packed) {
@@ -27,6 +28,7 @@ void fill_head(const Epilogue& e, void* packed) {
   h.poly_b = e.poly_b;
   h.lo = e.lo, h.hi = e.hi;
   h.kind = e.kind;
+  h.raw = e.scale == nullptr;
   h.unary = e.unary, h.unary_a = e.unary_a, h.unary_b = e.unary_b;
 }
 

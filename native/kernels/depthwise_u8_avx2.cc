@@ -48,7 +48,7 @@ void pack(const DepthwiseShape& s, const ConvWeights& w, void* packed) {
     int16_t* weights = reinterpret_cast<int16_t*>(&k + 1);
     const int lane = c % 16, half = lane / 4 % 2, i = lane / 8 * 4 + lane % 4;  // which accumulator, and where in it
     k.bias[half][i] = w.e.bias[c];
-    k.scale[half][i] = w.e.scale[c];
+    if (w.e.scale) k.scale[half][i] = w.e.scale[c];
     if (w.e.kind == EpilogueKind::poly) k.out_scale[half][i] = w.e.out_scale[c];
     if (w.e.kind != EpilogueKind::real) k.zero[lane] = static_cast<int16_t>(w.e.zero[c]);
     for (int tap = 0; tap < s.kh * s.kw; ++tap) weights[tap / 2 * 32 + half * 16 + i * 2 + tap % 2] = canonical[static_cast<int64_t>(tap) * s.c + c];
@@ -114,10 +114,11 @@ RW_INLINE void store_fine(const uint8_t* table, uint8_t* y, __m256i q, int n) {
 
 template <EpilogueKind kind>
 RW_INLINE void finish(const Head& h, const Constants& k, const Acc& a, uint8_t* y, int n) {
-  const __m256 v = scaled(a.low, k.scale[0]), w = scaled(a.high, k.scale[1]);
+  __m256 v = scaled(a.low, k.scale[0]), w = scaled(a.high, k.scale[1]);
   if (kind == EpilogueKind::poly) {
     store(y, codes(poly(h, v, k.out_scale[0]), poly(h, w, k.out_scale[1]), k), n);
   } else if (kind == EpilogueKind::real) {
+    if (h.raw) v = _mm256_castsi256_ps(a.low), w = _mm256_castsi256_ps(a.high);
     alignas(32) float whole[16];
     float* out = n == 16 ? reinterpret_cast<float*>(y) : whole;
     _mm256_storeu_ps(out, _mm256_permute2f128_ps(v, w, 0x20));

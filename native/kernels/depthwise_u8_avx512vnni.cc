@@ -64,7 +64,7 @@ void pack_block(const DepthwiseShape& s, const ConvWeights& w, int block, uint8_
     if (c < 0) continue;
     const int j = lane % 16 / 4, i = lane / 16 * 4 + lane % 4;  // accumulator and its dword
     k.bias[j][i] = w.e.bias[c];
-    k.scale[j][i] = w.e.scale[c];
+    if (w.e.scale) k.scale[j][i] = w.e.scale[c];
     if (w.e.kind == EpilogueKind::poly) k.out_scale[j][i] = w.e.out_scale[c];
     if (w.e.kind != EpilogueKind::real) k.zero[lane % 16 / 8][lane / 16 * 8 + lane % 8] = static_cast<int16_t>(w.e.zero[c] + lift);
     for (int g = 0; g < groups; ++g)

@@ -12,6 +12,7 @@ struct Head {
   Epilogue e;  // scalars only; its pointers are not used
   uint8_t table[kFineEntries];
   float poly[96];
+  bool raw;  // real: accumulators as they are
 };
 
 struct Constants {
@@ -44,6 +45,7 @@ void pack(const DepthwiseShape& s, const ConvWeights& w, void* packed) {
   Head head;
   std::memset(&head, 0, sizeof head);
   head.e = w.e;
+  head.raw = w.e.scale == nullptr;
   if (w.e.kind == EpilogueKind::table) std::memcpy(head.table, w.e.table, 256);
   if (w.e.kind == EpilogueKind::fine) std::memcpy(head.table, w.e.table, kFineEntries);
   if (w.e.kind == EpilogueKind::poly) std::memcpy(head.poly, w.e.poly, sizeof head.poly);
@@ -97,7 +99,10 @@ void finish(const Head& head, const Constants& k, const int32_t* acc, int first,
     case EpilogueKind::fine:
       for (int c = 0; c < n; ++c) codes[c] = fine_code(head.table, v[c], zero[c]);
       break;
-    case EpilogueKind::real: std::memcpy(static_cast<float*>(y) + first, v, static_cast<size_t>(n) * 4); break;
+    case EpilogueKind::real: 
+      if (head.raw) std::memcpy(static_cast<float*>(y) + first, acc, static_cast<size_t>(n) * 4);
+      else std::memcpy(static_cast<float*>(y) + first, v, static_cast<size_t>(n) * 4);
+      break;
   }
 }
 

@@ -27,11 +27,13 @@ enum class EpilogueKind : int { linear = 0, table = 1, poly = 2, real = 3, fine 
 constexpr int kFineEntries = 1024;
 
 // How accumulators become results; canonical (channel c at index c). All pointers may be unaligned and have exactly n entries.
+// The fixed-point form has its epilogue behind the kernel (FixedKernel): for it, kind is real and scale null, and the int32
+// accumulators are written as they are where floats would be.
 struct Epilogue {
   EpilogueKind kind;
   const int32_t* bias;     // integer form
   const float* float_bias; // float form
-  const float* scale;
+  const float* scale;      // null with real: no scaling
   const int32_t* zero;
   const float* out_scale;  // poly
   const uint8_t* table;    // 256 entries, fine: 1024
@@ -120,6 +122,33 @@ struct WinogradKernel {
   void (*run)(const WinogradShape&, const WinogradRun&, int64_t tile_begin, int64_t tile_end);
 };
 
+// The epilogues of the fixed-point form (docs/engine.md), in integers alone.
+enum class FixedKind : int { clamp = 0, table = 1, curve = 2 };
+
+constexpr int kCurveEntries = 513;
+
+struct FixedEpilogue {      // n entries each; M in 0..2^31-1, S in 2..62
+  FixedKind kind;
+  int n;
+  const int32_t *m, *s, *zero;
+  const int32_t *m2, *s2, *zero2;   // curve
+  const uint8_t* table;     // table: 256 entries
+  const int16_t* curve;     // curve: kCurveEntries
+  int lo, hi;               // clamp and curve
+};
+
+// Accumulators, pixel by pixel without gaps, to codes, y_pixel bytes from one pixel to the next.
+struct FixedKernel {
+  size_t (*packed_bytes)(int n);
+  void (*pack)(const FixedEpilogue&, void* packed);
+  void (*run)(const void* packed, const int32_t* acc, uint8_t* y, int64_t y_pixel, int64_t pixels);
+};
+
+struct AddFixedParams { int za, zb, lo, hi; const int32_t *a, *b, *zero, *s; };   // c entries each; |a|, |b| to 2^21, s in 1..31
+struct MulFixedParams { int za, zb, zy, lo, hi, m, s; };
+struct PoolFixedParams { int kh, kw, sh, sw, pad_top, pad_left; bool count_padding; int zx, zy; const int32_t *m, *s; };
+struct LinearFixedParams { const int32_t *row0, *row1, *wy, *column0, *column1, *wx; };   // weights in 1/2048
+
 struct AddParams { int za, zb, lo, hi; const float *ma, *mb; const int32_t* zero; };            // c entries each
 struct MulParams { int za, zb, zy, lo, hi; float m; };
 struct PoolParams { int kh, kw, sh, sw, pad_top, pad_left; bool count_padding; int zx, zy; const float* m; };
@@ -133,6 +162,11 @@ using NearestFn = void (*)(const Image& x, const Image& y, int element_bytes, co
 using LinearFn = void (*)(const Image& x, const Image& y, const LinearParams&, int begin, int end);
 using TableFn = void (*)(const Image& x, const Image& y, const uint8_t* table, int begin, int end);
 using GatherFn = void (*)(const Image& x, const Image& y, int element_bytes, const int32_t* index, int begin, int end);
+
+using AddFixedFn = void (*)(const Image& a, const Image& b, const Image& y, const AddFixedParams&, int begin, int end);
+using MulFixedFn = void (*)(const Image& a, const Image& b, const Image& y, const MulFixedParams&, int begin, int end);
+using PoolFixedFn = void (*)(const Image& x, const Image& y, const PoolFixedParams&, int begin, int end);
+using LinearFixedFn = void (*)(const Image& x, const Image& y, const LinearFixedParams&, int begin, int end);
 
 // A run of n elements with steps in elements; the op layer walks the outer dimensions.
 using QuantizeFn = void (*)(const float* x, int64_t x_step, uint8_t* y, int64_t y_step, int64_t n, float scale, int zero);

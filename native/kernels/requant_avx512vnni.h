@@ -18,7 +18,8 @@ namespace {
 struct alignas(64) RequantHead {
   int32_t kind, lo, hi, unary;
   float unary_a, unary_b, poly_b;
-  uint8_t pad[36];
+  int32_t raw;  // REAL: accumulators as they are
+  uint8_t pad[32];
   uint8_t table[kFineEntries];
   float poly[96];  // c0, c1, c2
 };

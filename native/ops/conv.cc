@@ -7,6 +7,7 @@ namespace rw {
 namespace {
 
 constexpr int64_t kPiece = 16384;   // bytes
+constexpr int64_t kFixedPiece = 32768;   // bytes of accumulators that a depthwise convolution leaves at a time
 constexpr int64_t kMostWinogradBytes = 16 << 20;  // of weights transformed for 4 x 4 outputs
 constexpr int kSplit = 64;   // channels of a part: a multiple of every kernel's block
 
@@ -36,13 +37,35 @@ Buffer packed_buffer(const Source& s, size_t bytes, size_t taken) {
   return Buffer(bytes);
 }
 
+// What follows the kernel in the fixed-point form: accumulators of a run of pixels, one behind the other, to codes.
+class FixedFinish {
+ public:
+  FixedFinish() = default;
+  FixedFinish(const Source& s, FixedEpilogue f, int first, int n, size_t taken) : kernel_(&s.kernels.fixed) {
+    f.n = n;
+    for (const int32_t** p : {&f.m, &f.s, &f.zero}) *p += first;
+    if (f.kind == FixedKind::curve)
+      for (const int32_t** p : {&f.m2, &f.s2, &f.zero2}) *p += first;
+    packed_ = packed_buffer(s, kernel_->packed_bytes(n), taken);
+    kernel_->pack(f, packed_.data());
+  }
+
+  size_t bytes() const { return packed_.bytes(); }
+  void run(const int32_t* acc, uint8_t* y, int64_t y_pixel, int64_t pixels) const { kernel_->run(packed_.data(), acc, y, y_pixel, pixels); }
+
+ private:
+  const FixedKernel* kernel_ = nullptr;
+  Buffer packed_;
+};
+
 class DenseConv : public Operation {
  public:
   DenseConv(const Source& s, const ConvSpec& c) : kernel_(c.integer ? s.kernels.conv_u8 : s.kernels.conv_f32), x_(c.x), y_(c.y), origin_(c.origin()) {
     const int64_t row = x_.step(0), pixel = x_.step(1), element = x_.t.element();
     // The taps of a row are neighbours where pixels are dense: one longer tap wastes fewer lanes.
     const bool merge = c.kw > 1 && c.dw == 1 && pixel == c.cin * element;
-    shape_ = {merge ? c.kh : c.kh * c.kw, merge ? c.kw * c.cin : c.cin, c.cout, c.out_float};
+    shape_ = {merge ? c.kh : c.kh * c.kw, merge ? c.kw * c.cin : c.cin, c.cout, c.out_float || c.fixed};
+    fixed_ = c.fixed;
     for (int ky = 0; ky < c.kh; ky++)
       for (int kx = 0; kx < (merge ? 1 : c.kw); kx++) {
         const int64_t offset = ky * c.dh * row + kx * c.dw * pixel;
@@ -81,8 +104,11 @@ class DenseConv : public Operation {
       Buffer packed = packed_buffer(s, kernel_.packed_bytes(shape), weight_bytes);
       kernel_.pack(shape, weights, packed.data());
       weight_bytes += packed.bytes();
-      parts_.push_back({shape, first, std::move(packed)});
-      if (unary_) scratch_bytes = std::max(scratch_bytes, static_cast<size_t>(piece_of(shape.n)) * shape.n * 4);
+      FixedFinish finish;
+      if (fixed_) finish = FixedFinish(s, c.f, first, shape.n, weight_bytes);
+      weight_bytes += finish.bytes();
+      parts_.push_back({shape, first, std::move(packed), std::move(finish)});
+      if (unary_ || fixed_) scratch_bytes = std::max(scratch_bytes, static_cast<size_t>(piece_of(shape.n)) * shape.n * 4);
     }
     if (parts_.size() > 1) {
       units = static_cast<int64_t>(parts_.size());
@@ -94,8 +120,8 @@ class DenseConv : public Operation {
     pixels_ = pixels;
     macs = c.macs();
     // A function of floats takes some 3 ns for 16 of them.
-    const int lanes = c.integer && c.out_float ? 4 : 16, padded = (c.cout + lanes - 1) / lanes * lanes;
-    cost = double(macs) / c.cout * padded / speed(s.kernels.isa, c.integer, false) + double(pixels) * c.cout / (unary_ ? 4 : 16);
+    const int lanes = c.integer && shape_.out_float ? 4 : 16, padded = (c.cout + lanes - 1) / lanes * lanes;
+    cost = double(macs) / c.cout * padded / speed(s.kernels.isa, c.integer, false) + double(pixels) * c.cout / (unary_ || fixed_ ? 4 : 16);
     cost = std::max(cost, double(weight_bytes) / kWeightBytes);
   }
 
@@ -117,6 +143,7 @@ class DenseConv : public Operation {
     ConvShape shape;
     int first;          // channel
     Buffer packed;
+    FixedFinish finish;
   };
 
   static size_t element_of_weights(const ConvSpec& c) { return c.integer ? 1 : 4; }
@@ -133,7 +160,7 @@ class DenseConv : public Operation {
   void run_part(Bases bases, ConvRun r, const Part& part, int64_t begin, int64_t end, int thread) const {
     r.packed = part.packed.data();
     r.y = y_.at(bases) + part.first * y_.t.element();
-    if (!unary_) return kernel_.run(part.shape, r, begin, end);
+    if (!unary_ && !fixed_) return kernel_.run(part.shape, r, begin, end);
     // In pieces, so that the function finds its values in the first cache; and beside the result, as it is slow on short runs.
     const int64_t n = part.shape.n, pixel = n * 4, piece = piece_of(part.shape.n);
     ConvRun beside = r;
@@ -144,6 +171,10 @@ class DenseConv : public Operation {
       const int64_t last = std::min(end, i + piece);
       beside.y = scratch[thread] - i * pixel;
       kernel_.run(part.shape, beside, i, last);
+      if (fixed_) {
+        finish_fixed(part.finish, scratch[thread], static_cast<uint8_t*>(r.y), r, n, i, last);
+        continue;
+      }
       unary_(values, values, (last - i) * n, function_, a_, b_);
       scatter(values, static_cast<uint8_t*>(r.y), r, n, i, last);
     }
@@ -151,6 +182,16 @@ class DenseConv : public Operation {
 
   // Pixels whose values a thread keeps beside the result.
   int64_t piece_of(int n) const { return std::max<int64_t>(1, kPiece / (n * 4) / kernel_.tile) * kernel_.tile; }
+
+  static void finish_fixed(const FixedFinish& finish, const uint8_t* scratch, uint8_t* y, const ConvRun& r, int64_t n, int64_t begin, int64_t end) {
+    const auto* acc = reinterpret_cast<const int32_t*>(scratch);
+    for (int64_t i = begin; i < end;) {
+      const int64_t row = i / r.out_w, pixels = std::min(end, (row + 1) * r.out_w) - i;
+      finish.run(acc, y + row * r.y_row + i % r.out_w * r.y_pixel, r.y_pixel, pixels);
+      acc += pixels * n;
+      i += pixels;
+    }
+  }
 
   static void scatter(const float* values, uint8_t* y, const ConvRun& r, int64_t n, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end;) {
@@ -178,13 +219,14 @@ class DenseConv : public Operation {
   UnaryFn unary_ = nullptr;
   int function_ = 0;
   float a_ = 0, b_ = 0;
+  bool fixed_ = false;
 };
 
 class DepthwiseConv : public Operation {
  public:
   DepthwiseConv(const Source& s, const ConvSpec& c)
       : kernel_(c.integer ? s.kernels.depthwise_u8 : s.kernels.depthwise_f32),
-        shape_{c.kh, c.kw, c.sh, c.sw, c.dh, c.dw, c.cout, c.out_float}, x_(c.x), y_(c.y), origin_(c.origin()) {
+        shape_{c.kh, c.kw, c.sh, c.sw, c.dh, c.dw, c.cout, c.out_float || c.fixed}, fixed_(c.fixed), x_(c.x), y_(c.y), origin_(c.origin()) {
     packed_ = packed_buffer(s, kernel_.packed_bytes(shape_), 0);
     kernel_.pack(shape_, {c.weights, c.e}, packed_.data());
     weight_bytes = packed_.bytes();
@@ -192,17 +234,41 @@ class DepthwiseConv : public Operation {
     units_per_row = 1;
     if (c.integer && c.kh == 3 && c.kw == 3 && c.sh == 1 && c.sw == 1) grain = 2;   // rows are computed in pairs
     macs = c.macs();
-    cost = double(macs) / speed(s.kernels.isa, c.integer, true) + double(c.pixels()) * c.cout / 16;
+    cost = double(macs) / speed(s.kernels.isa, c.integer, true) + double(c.pixels()) * c.cout / (fixed_ ? 4 : 16);
+    if (!fixed_) return;
+    finish_ = FixedFinish(s, c.f, 0, c.cout, weight_bytes);
+    weight_bytes += finish_.bytes();
+    columns_ = static_cast<int>(std::min<int64_t>(y_.w(), std::max<int64_t>(1, kFixedPiece / (int64_t(c.cout) * 4 * grain))));
+    scratch_bytes = size_t(columns_) * c.cout * 4 * grain;
   }
 
-  void run(Bases bases, int64_t begin, int64_t end, int) override {
+  void run(Bases bases, int64_t begin, int64_t end, int thread) override {
+    if (fixed_) return run_fixed(bases, begin, end, thread);
     const DepthwiseRun r{bases[x_.base] + origin_, x_.step(0), x_.step(1), packed_.data(), y_.at(bases), y_.step(0), y_.step(1), y_.h(), y_.w()};
     kernel_.run(shape_, r, static_cast<int>(begin), static_cast<int>(end));
   }
 
  private:
+  // In pieces of a row (or a pair of rows) whose accumulators stay in a near cache.
+  void run_fixed(Bases bases, int64_t begin, int64_t end, int thread) const {
+    const int64_t pixel = int64_t(shape_.c) * 4;
+    for (int64_t row = begin; row < end; row += grain)
+      for (int first = 0; first < y_.w(); first += columns_) {
+        const int columns = std::min(columns_, y_.w() - first), last = static_cast<int>(std::min(end, row + grain));
+        const int64_t y_row = pixel * columns;
+        const DepthwiseRun r{bases[x_.base] + origin_ + int64_t(first) * shape_.sw * x_.step(1), x_.step(0), x_.step(1), packed_.data(),
+                             scratch[thread] - row * y_row, y_row, pixel, y_.h(), columns};
+        kernel_.run(shape_, r, static_cast<int>(row), last);
+        for (int64_t i = row; i < last; i++)
+          finish_.run(reinterpret_cast<const int32_t*>(scratch[thread] + (i - row) * y_row), y_.at(bases) + i * y_.step(0) + first * y_.step(1), y_.step(1), columns);
+      }
+  }
+
   const DepthwiseKernel& kernel_;
   DepthwiseShape shape_;
+  bool fixed_;
+  FixedFinish finish_;
+  int columns_ = 0;
   View x_, y_;
   int64_t origin_;
   Buffer packed_;

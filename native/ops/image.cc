@@ -1,28 +1,8 @@
 // Operations on images (H, W, C) that one kernel call computes by rows: add, mul, pools, resizes, table, gather.
-#include "ops/ops.h"
+#include "ops/rows.h"
 
 namespace rw {
 namespace {
-
-// A run of rows is handed to `call(bases, begin, end)`.
-template <class F>
-class Rows : public Operation {
- public:
-  Rows(const View& y, double ns_per_element, F call) : call_(std::move(call)) {
-    units = y.t.dims[0];
-    units_per_row = 1;
-    cost = double(y.t.count()) * ns_per_element;
-  }
-  void run(Bases bases, int64_t begin, int64_t end, int) override { call_(bases, static_cast<int>(begin), static_cast<int>(end)); }
-
- private:
-  F call_;
-};
-
-template <class F>
-Made rows(const View& y, double ns_per_element, F call) {
-  return std::make_unique<Rows<F>>(y, ns_per_element, std::move(call));
-}
 
 constexpr double kProduct = 1073741824.0;   // |code difference * multiplier| stays below
 
@@ -59,24 +39,14 @@ Made make_mul(const Source& s) {
 Made make_pool(const Source& s) {
   const bool average = s.op.code == OpCode::AVGPOOL, codes = s.tensors[0].t.dtype == Dtype::u8;
   const View x = s.image(0, "x", codes ? Dtype::u8 : Dtype::f32), y = s.image(1, "y", codes ? Dtype::u8 : Dtype::f32);
-  s.require(x.c() == y.c(), "has tensors with different channel counts");
-  PoolParams p{};
-  p.kh = s.integer(0, "kh", 1, kSize);
-  p.kw = s.integer(1, "kw", 1, kSize);
-  p.sh = s.integer(2, "sh", 1, kSize);
-  p.sw = s.integer(3, "sw", 1, kSize);
-  p.pad_top = s.integer(4, "pad top", 0, kSize);
-  p.pad_left = s.integer(5, "pad left", 0, kSize);
-  // A window without a single position would have no result.
-  const auto meets = [](int64_t out, int stride, int pad, int kernel, int64_t in) { return pad < kernel && (out - 1) * stride - pad < in; };
-  s.require(meets(y.h(), p.sh, p.pad_top, p.kh, x.h()) && meets(y.w(), p.sw, p.pad_left, p.kw, x.w()), "has a window that lies outside its input");
+  const Window w(s, x, y);
+  PoolParams p{w.kh, w.kw, w.sh, w.sw, w.pad_top, w.pad_left, false, 0, 0, nullptr};
   std::vector<float> m;
   if (average) {
     p.count_padding = s.integer(6, "count padding", 0, 1) != 0;
     p.zx = s.integer(7, "z_x", 0, 255);
     p.zy = s.integer(8, "z_y", 0, 255);
-    const int64_t positions = int64_t(p.kh) * p.kw;
-    s.require(positions <= 1 << 22, "has a window of more than 4 million positions");
+    const int64_t positions = w.positions(s);
     if (codes) {
       m = s.blob<float>(0, "multipliers", positions + 1);
       // Entry 0 stands for no position and is never used.
@@ -85,8 +55,7 @@ Made make_pool(const Source& s) {
     }
   }
   const auto run = average ? (codes ? s.kernels.avgpool_u8 : s.kernels.avgpool_f32) : (codes ? s.kernels.maxpool_u8 : s.kernels.maxpool_f32);
-  const double window = double(std::min(p.kh, x.h())) * std::min(p.kw, x.w());
-  return rows(y, 0.03 * window, [=](Bases bases, int begin, int end) {
+  return rows(y, 0.03 * w.area(x), [=](Bases bases, int begin, int end) {
     PoolParams q = p;
     q.m = m.data();
     run(x.image(bases), y.image(bases), q, begin, end);

@@ -20,6 +20,10 @@ std::unique_ptr<Operation> make_operation(const Source& source) {
     case OpCode::UNARY: return make_unary(source);
     case OpCode::BINARY: return make_binary(source);
     case OpCode::SOFTMAX: return make_softmax(source);
+    case OpCode::ADD_FIXED: return make_add_fixed(source);
+    case OpCode::MUL_FIXED: return make_mul_fixed(source);
+    case OpCode::AVGPOOL_FIXED: return make_pool_fixed(source);
+    case OpCode::RESIZE_LINEAR_FIXED: return make_linear_fixed(source);
   }
   source.refuse("is of no known kind");
 }

@@ -20,6 +20,10 @@ Made make_dequantize(const Source& source);
 Made make_unary(const Source& source);
 Made make_binary(const Source& source);
 Made make_softmax(const Source& source);
+Made make_add_fixed(const Source& source);
+Made make_mul_fixed(const Source& source);
+Made make_pool_fixed(const Source& source);
+Made make_linear_fixed(const Source& source);
 
 constexpr int kUnaryFunctions = 21, kBinaryFunctions = 6;   // the last codes of docs/engine.md
 constexpr int kSize = 1 << 20;                              // largest kernel, stride, padding, dilation

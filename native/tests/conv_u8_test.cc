@@ -60,13 +60,14 @@ struct Case {
   std::vector<float> scale, out_scale, poly;
   std::vector<uint8_t> table;
   float poly_b, unary_a, unary_b;
+  bool raw = false;  // accumulators as they are, for the fixed-point form
   int lo, hi, unary;
   int out_h, out_w;
   int64_t origin, x_row, x_pixel, y_row, y_pixel, begin, end;
   size_t x_bytes, y_bytes;
 
   rw::Epilogue epilogue() const {
-    return {kind,       bias.data(), nullptr, scale.data(), zero.data(), out_scale.data(), table.data(), poly.data(), poly_b,
+    return {kind,       bias.data(), nullptr, raw ? nullptr : scale.data(), zero.data(), out_scale.data(), table.data(), poly.data(), poly_b,
             lo,         hi,          unary,   unary_a,      unary_b};
   }
 };
@@ -95,6 +96,10 @@ void draw_constants(Case& c) {
   for (int i = 0; i < (c.kind == EpilogueKind::fine ? 1024 : 256); ++i) c.table.push_back(static_cast<uint8_t>(generator()));
   for (int i = 0; i < 96; ++i) c.poly.push_back(draw_float(-1.0f, 1.0f) / static_cast<float>(1 << (i / 32 * 2)));
   c.poly_b = draw_float(0.0f, 31.0f);
+  c.raw = c.kind == EpilogueKind::real && draw(0, 1);
+  if (c.raw) c.unary = 0;
+  if (c.raw)
+    for (auto& bias : c.bias) bias = draw(-(1 << 30), 1 << 30);  // no float holds such sums
   c.lo = draw(0, 1) ? 0 : draw(0, 120);
   c.hi = draw(0, 1) ? 255 : draw(130, 255);
 }
@@ -200,7 +205,9 @@ int saturate(float rounded, int zero, int lo, int hi) {
 
 void expect_value(const Case& c, int n, int32_t acc, uint8_t* y) {
   const float v = static_cast<float>(acc) * c.scale[n];
-  if (c.kind == EpilogueKind::real) {
+  if (c.raw) {
+    memcpy(y, &acc, 4);
+  } else if (c.kind == EpilogueKind::real) {
     const float u = unary_sequence(c.unary, v, c.unary_a, c.unary_b);
     memcpy(y, &u, 4);
   } else if (c.kind == EpilogueKind::linear) {

@@ -24,6 +24,7 @@ struct Case {
   std::vector<float> scale, out_scale, poly;
   std::vector<uint8_t> table;
   float poly_b;
+  bool raw = false;  // accumulators as they are, for the fixed-point form
   int lo, hi, unary;
   float unary_a, unary_b;
 };
@@ -53,6 +54,10 @@ void draw_constants(Case& c) {
   c.hi = draw(0, 1) ? 255 : draw(130, 255);
   c.unary = c.kind == EpilogueKind::real ? draw(0, 2) : 0;  // none, relu, clip(a, b)
   c.unary_a = draw_float(-3.0f, 0.0f), c.unary_b = draw_float(0.0f, 3.0f);
+  c.raw = c.kind == EpilogueKind::real && draw(0, 1);
+  if (!c.raw) return;
+  c.unary = 0;
+  for (auto& bias : c.bias) bias = draw(-(1 << 30), 1 << 30);  // no float holds such sums
 }
 
 Case draw_case() {
@@ -97,7 +102,10 @@ uint8_t saturated(float rounded, int zero, int lo, int hi) {
 
 void expect_one(const Case& c, int ch, int64_t acc, uint8_t* y) {
   const float v = static_cast<float>(static_cast<int32_t>(acc)) * c.scale[ch];
-  if (c.kind == EpilogueKind::real) {
+  if (c.raw) {
+    const auto sum = static_cast<int32_t>(acc);
+    std::memcpy(y, &sum, 4);
+  } else if (c.kind == EpilogueKind::real) {
     const float clipped = std::fmin(std::fmax(v, c.unary_a), c.unary_b), f = c.unary == 0 ? v : c.unary == 1 ? std::fmax(v, 0.0f) : clipped;
     std::memcpy(y, &f, 4);
   } else if (c.kind == EpilogueKind::linear) {
@@ -134,7 +142,7 @@ bool check(rw::Isa isa, const Case& c, const uint8_t* x, const std::vector<uint8
   const size_t bytes = kernel.packed_bytes(c.shape), room = (bytes + 127) / 64 * 64;
   uint8_t* packed = static_cast<uint8_t*>(aligned_alloc(64, room));
   std::memset(packed, 0x5a, room);
-  const rw::Epilogue e = {c.kind,          c.bias.data(), nullptr,  c.scale.data(), c.zero.data(), c.out_scale.data(), c.table.data(),
+  const rw::Epilogue e = {c.kind,          c.bias.data(), nullptr,  c.raw ? nullptr : c.scale.data(), c.zero.data(), c.out_scale.data(), c.table.data(),
                           c.poly.data(),   c.poly_b, c.lo,           c.hi,          c.unary,            c.unary_a,
                           c.unary_b};
   kernel.pack(c.shape, {c.w.data(), e}, packed);

@@ -1,8 +1,10 @@
 """Writes plans for the C++ test programs: `python native/tests/make_plans.py folder [count]`.
 
 `randomNNN`: random networks of the Python tests, lowered; between them they hold every operation, or this fails.
-`taskNN`: a task of every kind around a network of two layers. `street`: the embedded detector in int8. `real_*`:
-YOLOX-Nano, FastestDet and MobileNet in int8, where the assets are (ROADWORTHY_ASSETS).
+`packedN`: packed weights of every kind. `fixedNNN`: random networks in fixed point, where nothing in the middle
+computes in floats. `taskNN`: a task of every kind around a network of two layers. `street`: the embedded detector in
+int8. `real_*`: YOLOX-Nano, FastestDet and MobileNet in int8, where the assets are (ROADWORTHY_ASSETS). `real_fixed`:
+YOLOX-Nano again.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "tests/run/na
 
 from roadworthy.data.preprocess import Preprocess  # noqa: E402
 from roadworthy.detect.spec import DecodeSpec  # noqa: E402
+from roadworthy.errors import UnsupportedError  # noqa: E402
 from roadworthy.jobs import sample  # noqa: E402
 from roadworthy.model.model import Model, load  # noqa: E402
 from roadworthy.model.task import Task  # noqa: E402
@@ -58,6 +62,25 @@ def randoms(count: int) -> Iterator[tuple[str, Plan]]:
         yield f"random{seed:03}", lower(Model(ir=model.ir) if seed % 3 == 2 else model)
 
 
+def packed() -> Iterator[tuple[str, Plan]]:
+    """Weights of few bits and of every grid, as palettes and indices."""
+    from test_pack import CASES, quantized
+
+    for number, case in enumerate(CASES.values()):
+        plan = lower(quantized(*case))
+        if not any(op.code in (Op.CONV, Op.DEPTHWISE) and op.attributes[17] >= 16 for op in plan.ops):
+            raise SystemExit("a plan that should hold packed weights has none")
+        yield f"packed{number}", plan
+
+
+def fixed(count: int) -> Iterator[tuple[str, Plan]]:
+    from random_graphs import random_int8_model
+
+    for seed in range(count):
+        with suppress(UnsupportedError):
+            yield f"fixed{seed:03}", lower(random_int8_model(seed), arithmetic="fixed")
+
+
 def tasks() -> Iterator[tuple[str, Plan]]:
     """Outputs of the shapes that each decoder takes, by one matrix each from the 4x6 means of a small image."""
     from test_detect_decode import CASES
@@ -85,7 +108,10 @@ def detectors() -> Iterator[tuple[str, Plan]]:
     yield "street", lower(in_int8(load(sample.detector())))
     for name, task in REAL.items():
         if (ASSETS / f"{name}.onnx").is_file():
-            yield f"real_{name}", lower(in_int8(load(ASSETS / f"{name}.onnx", task)))
+            model = in_int8(load(ASSETS / f"{name}.onnx", task))
+            yield f"real_{name}", lower(model)
+            if name == "yolox_nano":
+                yield "real_fixed", lower(model, arithmetic="fixed")
 
 
 def main() -> None:
@@ -94,7 +120,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     written = 0
-    for source in (randoms(count), tasks(), detectors()):
+    for source in (randoms(count), packed(), fixed(count), tasks(), detectors()):
         for name, plan in source:
             (folder / f"{name}.rwp").write_bytes(plan.to_bytes())
             seen.update(op.code.name for op in plan.ops)

@@ -18,13 +18,15 @@ from roadworthy.steps.calibration import Calibration
 from roadworthy.steps.equalize import Equalize
 from roadworthy.steps.fold import Fold
 from roadworthy.steps.quantize import Quantize
+from roadworthy.steps.round import Round
 from roadworthy.steps.settings import plain, read_settings
 from roadworthy.steps.smooth import Smooth
 from roadworthy.steps.store import StoreWeights
+from roadworthy.steps.threshold import SetThreshold
 
 __all__ = [
-    "STEPS", "Calibration", "CorrectBias", "Equalize", "Fold", "Quantize", "Recipe", "Smooth", "Step", "StoreWeights",
-    "read_recipe",
+    "STEPS", "Calibration", "CorrectBias", "Equalize", "Fold", "Quantize", "Recipe", "Round", "SetThreshold", "Smooth",
+    "Step", "StoreWeights", "read_recipe",
 ]  # fmt: skip
 
 VERSION = 1
@@ -41,6 +43,8 @@ STEPS: dict[str, type[Any]] = {
     "quantize": Quantize,
     "store_weights": StoreWeights,
     "correct_bias": CorrectBias,
+    "round": Round,
+    "set_threshold": SetThreshold,
 }
 
 

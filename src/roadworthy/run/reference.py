@@ -24,6 +24,7 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import Unit
 from roadworthy.run import arithmetic as ar
 from roadworthy.run import reference_ops as ops
+from roadworthy.run.reference_fixed import FIXED, finish_fixed
 from roadworthy.run.reference_moves import blend, resized_shape
 
 Array = NDArray[Any]
@@ -61,14 +62,21 @@ class ReferenceRunner:
     Raises UnsupportedError, by name, for an encoding or an operator that it does not know.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, arithmetic: ar.Arithmetic = "float") -> None:
+        """arithmetic: "float" (float multipliers) or "fixed" (32-bit multipliers and shifts); docs/engine.md has both.
+
+        Raises UnsupportedError where the fixed-point form has no place for an operation in float.
+        """
+        self.arithmetic = arithmetic
         self.input_names = tuple(str(v.name) for v in g.inputs(model.ir))
         self.output_names = model.output_names
         self.encodings = ar.code_encodings(model)
         self.operations = ar.operations(model)
+        if arithmetic == "fixed" and (refusal := ar.float_between(self.operations)) is not None:
+            raise refusal
         self._inputs = {str(v.name): g.static_shape(v) for v in g.inputs(model.ir)}
         self._known = set(g.values(model.ir))
-        self._layers: dict[str, tuple[ar.Epilogue, NDArray[np.int8]]] = {}
+        self._layers: dict[str, tuple[ar.Epilogue | ar.FixedEpilogue, NDArray[np.int8]]] = {}
         self._constants: dict[str, Array] = {}
 
     def run(self, feeds: Mapping[str, NDArray], taps: Sequence[str] = ()) -> dict[str, NDArray]:
@@ -84,6 +92,10 @@ class ReferenceRunner:
         state = self._compute(feeds, frozenset())
         return {name: state.codes[name] for name in names}
 
+    def all_codes(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray[np.uint8]]:
+        """The codes of every value that is held as codes, by name."""
+        return self._compute(feeds, frozenset()).codes
+
     def constant(self, value: g.Value) -> Array | None:
         """The array of a constant, rounded to its codes where it has an encoding; None for a computed value."""
         name = str(value.name)
@@ -98,13 +110,14 @@ class ReferenceRunner:
             self._constants[name] = array
         return self._constants[name]
 
-    def layer(self, unit: Unit) -> tuple[ar.Epilogue, NDArray[np.int8]]:
+    def layer(self, unit: Unit) -> tuple[ar.Epilogue | ar.FixedEpilogue, NDArray[np.int8]]:
         """Epilogue and weight codes (in the weight's own layout) of a unit that computes in integers."""
         if unit.name not in self._layers:
             weight = g.constant(unit.weight)
             assert weight is not None
             codes = narrow_codes(weight, self.encodings[str(unit.weight.name)])
-            self._layers[unit.name] = ar.unit_epilogue(unit, self.encodings), codes
+            epilogue = ar.fixed_epilogue if self.arithmetic == "fixed" else ar.unit_epilogue
+            self._layers[unit.name] = epilogue(unit, self.encodings), codes
         return self._layers[unit.name]
 
     def _compute(self, feeds: Mapping[str, NDArray], taps: frozenset[str]) -> _State:
@@ -165,7 +178,11 @@ class _State:
 def _run(state: _State, operation: ar.Operation, taps: frozenset[str]) -> None:
     unit = operation.unit
     if unit is None:
-        _FORMS[operation.form](state, operation)
+        fixed = FIXED.get(operation.form) if state.runner.arithmetic == "fixed" else None
+        if fixed is not None:
+            state.put_codes(operation.output, fixed(operation, state.operand, state.encodings))
+        else:
+            _FORMS[operation.form](state, operation)
         return
     if operation.form == "unit":
         _integer_unit(state, unit, taps)
@@ -186,21 +203,29 @@ def _pre_node(unit: Unit) -> g.Node:
     return next(n for n in unit.nodes if n.outputs[0] is made)
 
 
+def accumulate(
+    unit: Unit, x: NDArray[np.uint8], source: Encoding, w: NDArray[np.int8], bias: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """acc of a unit on codes x.   w: codes in the layout of the weight.   bias: the folded one, per output channel."""
+    anchor = unit.anchor
+    if anchor.op_type == "Conv":
+        at = ar.windows(anchor, x.shape[2:], w.shape[2:])
+        padded = ops.pad_image(x, at, source.zero_point)
+        total = ops.convolve(padded, w, at, g.attribute(anchor, "group", 1))
+        return np.asarray(total.astype(np.int64) + bias.reshape(-1, 1, 1))
+    matrix = w.T if unit.weight_axis == 0 else w
+    total = x.astype(np.float64) @ matrix.astype(np.float64)  # exact, as in `convolve`
+    return np.asarray(total.astype(np.int64) + bias)
+
+
 def _integer_unit(state: _State, unit: Unit, taps: frozenset[str]) -> None:
     epilogue, w = state.runner.layer(unit)
     x, encoding = state.operand(unit.input)
-    anchor, axis = unit.anchor, 1 if unit.anchor.op_type == "Conv" else -1
-    if anchor.op_type == "Conv":
-        at = ar.windows(anchor, x.shape[2:], w.shape[2:])
-        padded = ops.pad_image(x, at, encoding.zero_point)
-        total = ops.convolve(padded, w, at, g.attribute(anchor, "group", 1))
-    else:
-        matrix = w.T if unit.weight_axis == 0 else w
-        total = x.astype(np.float64) @ matrix.astype(np.float64)  # exact, as in `convolve`
-    shape = [1] * total.ndim
+    axis = 1 if unit.anchor.op_type == "Conv" else -1
+    acc = accumulate(unit, x, encoding, w, epilogue.bias)
+    shape = [1] * acc.ndim
     shape[axis] = -1
-    acc = total.astype(np.int64) + epilogue.bias.reshape(shape)
-    result = finish(epilogue, acc, axis)
+    result = (finish if isinstance(epilogue, ar.Epilogue) else finish_fixed)(epilogue, acc, axis)  # type: ignore[arg-type]
     (state.put if epilogue.kind == "real" else state.put_codes)(unit.output, result)
     before = ar.pre_activation(unit)
     if before is not unit.output and taps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 from roadworthy.run import openvino, ort
@@ -31,12 +32,67 @@ def _native_plan(model: bytes) -> bytes:
     return plan_of(model)
 
 
+def _load_fixed(model: bytes, threads: int = 0) -> Runner:
+    from roadworthy.run.native.runner import load
+
+    return load(model, threads, "fixed")
+
+
+def _fixed_plan(model: bytes) -> bytes:
+    from roadworthy.run.native.runner import plan_of
+
+    return plan_of(model, "fixed")
+
+
 def _native_available() -> bool:
     try:
         return find_spec("roadworthy.run.native.runner") is not None and find_spec("roadworthy._native") is not None
     except ModuleNotFoundError:
         return False
 
+
+_NATIVE = Target(
+    name="native",
+    # Functions of one value stand for themselves here: on codes they are tables.
+    int8_ops=frozenset(
+        {
+            "Conv",
+            "Gemm",
+            "MatMul",
+            "Add",
+            "Mul",
+            "AveragePool",
+            "GlobalAveragePool",
+            "ReduceMean",
+            "Concat",
+            "Relu",
+            "Clip",
+            "LeakyRelu",
+            "Sigmoid",
+            "HardSigmoid",
+            "HardSwish",
+            "Tanh",
+            "Gelu",
+            "Mish",
+            "Elu",
+            "Swish",
+        }
+    ),
+    passthrough_ops=_MOVES | {"Resize", "Pad"},
+    fused_activations=frozenset({"Relu", "Clip"}),
+    unit_activations=_NATIVE_ACTIVATIONS,
+    symmetric_activations=False,
+    quantized_bias=True,
+    load=_load_native,
+    available=_native_available,
+    missing="the native engine is not built; install a C++ compiler (Debian: `apt install g++`) and then"
+    " Roadworthy again",
+    file="model.rwp",
+    deploy=_native_plan,
+    channel_activations=True,
+    tables=True,
+    whole=True,
+)
 
 TARGETS: dict[str, Target] = {
     "ort": Target(
@@ -48,6 +104,7 @@ TARGETS: dict[str, Target] = {
         symmetric_activations=False,
         quantized_bias=True,
         load=ort.load,
+        activation_bits=(8, 16),
     ),
     "openvino": Target(
         name="openvino",
@@ -59,49 +116,11 @@ TARGETS: dict[str, Target] = {
         symmetric_activations=False,
         quantized_bias=True,
         load=openvino.load,
+        activation_bits=(8, 16),
         available=openvino.available,
         missing="the target openvino is not installed; `pip install 'roadworthy[openvino]'`",
     ),
-    "native": Target(
-        name="native",
-        # Functions of one value stand for themselves here: on codes they are tables.
-        int8_ops=frozenset(
-            {
-                "Conv",
-                "Gemm",
-                "MatMul",
-                "Add",
-                "Mul",
-                "AveragePool",
-                "GlobalAveragePool",
-                "ReduceMean",
-                "Concat",
-                "Relu",
-                "Clip",
-                "LeakyRelu",
-                "Sigmoid",
-                "HardSigmoid",
-                "HardSwish",
-                "Tanh",
-                "Gelu",
-                "Mish",
-                "Elu",
-                "Swish",
-            }
-        ),
-        passthrough_ops=_MOVES | {"Resize", "Pad"},
-        fused_activations=frozenset({"Relu", "Clip"}),
-        unit_activations=_NATIVE_ACTIVATIONS,
-        symmetric_activations=False,
-        quantized_bias=True,
-        load=_load_native,
-        available=_native_available,
-        missing="the native engine is not built; install a C++ compiler (Debian: `apt install g++`) and then"
-        " Roadworthy again",
-        file="model.rwp",
-        deploy=_native_plan,
-        channel_activations=True,
-        tables=True,
-        whole=True,
-    ),
+    "native": _NATIVE,
+    # For devices without floating point: the same codes, other multipliers; run on this engine to show what they give.
+    "fixed": replace(_NATIVE, name="fixed", load=_load_fixed, deploy=_fixed_plan, simulated=True),
 }

@@ -3,12 +3,14 @@ operation. The arena starts as garbage, so that a border or a pixel that nobody 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.run import arithmetic as ar
+from roadworthy.run.native.pack import PACKED, unpack
 from roadworthy.run.native.plan import Op, Plan, PlanOp, PlanTensor, bits_float
 
 NAMES = {code: name for name, code in ar.UNARY.items()}
@@ -80,9 +82,10 @@ def conv(op: PlanOp, views: list[NDArray], tensors: list[PlanTensor]) -> None:
     depthwise = op.code == Op.DEPTHWISE
     assert (x.shape[2] == cin and y.shape[2] == cout and x.strides[2] in (x.itemsize, 0)) or cin == 1
     floats = x.dtype == np.float32
+    packed, weight_kind = weight_kind >= PACKED, weight_kind % PACKED
     dtype = (np.float32 if floats else np.int8) if weight_kind == 0 else (np.int8, np.int16)[weight_kind - 1]
     shape = (kh, kw, cin) if depthwise else (cout, kh, kw, cin)
-    w = np.frombuffer(weights, dtype).reshape(shape)
+    w = (unpack(weights, math.prod(shape), dtype) if packed else np.frombuffer(weights, dtype)).reshape(shape)
     if weight_kind:
         s = np.frombuffer(weight_scale, np.float32)
         w = w.astype(np.float32) * (s if depthwise else s[:, None, None, None])
@@ -109,6 +112,9 @@ def conv(op: PlanOp, views: list[NDArray], tensors: list[PlanTensor]) -> None:
         y[:] = ar.evaluate(function, (total + numbers).astype(np.float32)).reshape(y.shape)
         return
     acc = total.astype(np.int64) + numbers
+    if kind >= 5:
+        y[:] = fixed(kind, acc, lo, hi, op.blobs).reshape(y.shape)
+        return
     v = acc.astype(np.float32) * np.frombuffer(scale, np.float32)
     if kind == 3:
         y[:] = ar.evaluate(function, v).reshape(y.shape)
@@ -122,6 +128,31 @@ def conv(op: PlanOp, views: list[NDArray], tensors: list[PlanTensor]) -> None:
     made = codes[np.clip(q, 0, len(codes) - 1)] if kind in (1, 4) else np.clip(q, lo, hi)
     assert y.dtype == np.uint8
     y[:] = made.reshape(y.shape)
+
+
+def scale32(v: NDArray, m: NDArray, s: NDArray) -> NDArray:
+    assert (np.abs(v) < 2**31).all() and (m >= 0).all() and (s >= 2).all() and (s <= 62).all()
+    return (v * m.astype(np.int64) + (np.int64(1) << (s.astype(np.int64) - 1))) >> s
+
+
+def ints(blob: bytes) -> NDArray[np.int64]:
+    return np.frombuffer(blob, np.int32).astype(np.int64)
+
+
+def fixed(kind: int, acc: NDArray, lo: int, hi: int, blobs: tuple[bytes, ...]) -> NDArray:
+    _, _, m, zero, table, shift, second, out = blobs
+    q = scale32(acc, ints(m), ints(shift)) + ints(zero)
+    if kind == 6:
+        return np.frombuffer(table, np.uint8)[np.clip(q, 0, 255)]
+    if kind == 7:
+        t, p = np.frombuffer(table, np.int16).astype(np.int64), np.clip(q, -32768, 32767)
+        assert len(t) == 513
+        i, f = (p >> 7) + 256, p & 127
+        m2, s2 = ints(second).reshape(2, -1)
+        q = scale32(t[i] * 128 + (t[i + 1] - t[i]) * f, m2, s2) + ints(out)
+    else:
+        assert not (table or second or out)
+    return np.clip(q, lo, hi)
 
 
 def _at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype) -> NDArray:
@@ -148,6 +179,43 @@ def mul(op: PlanOp, views: list[NDArray], _: object) -> None:
     z_a, z_b, z_y, lo, hi, m = op.attributes
     product = (a.astype(np.int64) - z_a) * (b.astype(np.int64) - z_b)
     y[:] = np.clip(rounded(product.astype(np.float32) * F(bits_float(m))) + z_y, lo, hi)
+
+
+def add_fixed(op: PlanOp, views: list[NDArray], _: object) -> None:
+    a, b, y = views
+    z_a, z_b, lo, hi = op.attributes
+    m_a, m_b, zero, s = (ints(blob) for blob in op.blobs)
+    assert (m_a <= 2**21).all() and (m_b <= 2**21).all() and (s >= 1).all() and (s <= 46).all()
+    total = (a.astype(np.int64) - z_a) * m_a + (b.astype(np.int64) - z_b) * m_b
+    y[:] = np.clip(((total + (1 << (s - 1))) >> s) + zero, lo, hi)
+
+
+def mul_fixed(op: PlanOp, views: list[NDArray], _: object) -> None:
+    a, b, y = views
+    z_a, z_b, z_y, lo, hi, m, s = op.attributes
+    product = (a.astype(np.int64) - z_a) * (b.astype(np.int64) - z_b)
+    y[:] = np.clip(scale32(product, np.asarray(m), np.asarray(s)) + z_y, lo, hi)
+
+
+def avgpool_fixed(op: PlanOp, views: list[NDArray], _: object) -> None:
+    x, y = views
+    kh, kw, _, _, _, _, counts, z_x, z_y = op.attributes
+    m, s = (ints(b) for b in op.blobs)
+    result = np.empty(y.shape, y.dtype)
+    for i, j, window in windows_of(op, x, y):
+        n = kh * kw if counts else window.shape[0] * window.shape[1]
+        total = (window.astype(np.int64) - z_x).sum((0, 1))
+        result[i, j] = np.clip(scale32(total, m[n], s[n]) + z_y, 0, 255)
+    y[:] = result
+
+
+def linear_fixed(op: PlanOp, views: list[NDArray], _: object) -> None:
+    x, y = views
+    row0, row1, wy, column0, column1, wx = (ints(b) for b in op.blobs)
+    wy, wx, codes = wy[:, None, None], wx[:, None], x.astype(np.int64)
+    top = codes[row0][:, column0] * (2048 - wx) + codes[row0][:, column1] * wx
+    bottom = codes[row1][:, column0] * (2048 - wx) + codes[row1][:, column1] * wx
+    y[:] = (top * (2048 - wy) + bottom * wy + (1 << 21)) >> 22
 
 
 def windows_of(op: PlanOp, x: NDArray, y: NDArray):
@@ -249,4 +317,6 @@ OPERATIONS = {
     Op.CONV: conv, Op.DEPTHWISE: conv, Op.ADD: add, Op.MUL: mul, Op.MAXPOOL: maxpool, Op.AVGPOOL: avgpool,
     Op.RESIZE_NEAREST: nearest, Op.RESIZE_LINEAR: linear, Op.TABLE: table, Op.COPY: copy, Op.GATHER: gather,
     Op.QUANTIZE: quantize, Op.DEQUANTIZE: dequantize, Op.UNARY: unary, Op.BINARY: binary, Op.SOFTMAX: softmax,
+    Op.ADD_FIXED: add_fixed, Op.MUL_FIXED: mul_fixed, Op.AVGPOOL_FIXED: avgpool_fixed,
+    Op.RESIZE_LINEAR_FIXED: linear_fixed,
 }  # fmt: skip

@@ -7,6 +7,7 @@ the operation should have left alone shows as well. Functions of floats have one
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,7 +185,89 @@ def maxpool(scene: Scene) -> PlanOp:
     return PlanOp(Op.MAXPOOL, (scene.source(dims, dtype, True), y), tuple(int(v) for v in (*kernel, *stride, *pad)))
 
 
-MAKERS = (copy, quantize, dequantize, table, unary, binary, softmax, gather, nearest, maxpool)
+def ints(scene: Scene, low: int, high: int, count: int) -> bytes:
+    return scene.rng.integers(low, high, count, dtype=np.int32, endpoint=True).tobytes()
+
+
+def multipliers(scene: Scene, count: int, bits: int) -> tuple[bytes, bytes]:
+    """M and S that bring numbers of so many bits to about eight; some shifts anywhere from 2 to 62."""
+    shift = np.full(count, 31 + bits - 8) + scene.rng.integers(-1, 3, count)
+    anywhere = scene.rng.integers(2, 63, count)
+    shift = np.where(scene.rng.random(count) < 0.1, anywhere, shift).astype(np.int32)
+    return ints(scene, 1 << 30, 2**31 - 1, count), shift.tobytes()
+
+
+def clamp(scene: Scene) -> tuple[int, int]:
+    return (
+        (0, 255) if scene.rng.random() < 0.5 else (int(scene.rng.integers(0, 100)), int(scene.rng.integers(150, 256)))
+    )
+
+
+def add_fixed(scene: Scene) -> PlanOp:
+    dims = scene.dims(3)
+    c = dims[2]
+    shift = ints(scene, 19, 23, c) if scene.rng.random() < 0.7 else ints(scene, 1, 46, c)
+    blobs = ints(scene, 0, 1 << 21, c), ints(scene, 0, 1 << 21, c), ints(scene, 0, 255, c), shift
+    tensors = scene.source(dims, U8, True), scene.source(dims, U8, True), scene.result(dims, U8, True)
+    zeros = (int(z) for z in scene.rng.integers(0, 256, 2))
+    return PlanOp(Op.ADD_FIXED, tensors, (*zeros, *clamp(scene)), blobs)
+
+
+def mul_fixed(scene: Scene) -> PlanOp:
+    dims = scene.dims(3)
+    tensors = scene.source(dims, U8, True), scene.source(dims, U8, True), scene.result(dims, U8, True)
+    zeros = (int(z) for z in scene.rng.integers(0, 256, 3))
+    m, s = (int(np.frombuffer(b, np.int32)[0]) for b in multipliers(scene, 1, 16))
+    return PlanOp(Op.MUL_FIXED, tensors, (*zeros, *clamp(scene), m, s))
+
+
+def avgpool_fixed(scene: Scene) -> PlanOp:
+    dims = scene.dims(3)
+    kernel, stride = scene.rng.integers(1, 4, 2), scene.rng.integers(1, 3, 2)
+    pad = [int(scene.rng.integers(0, k)) for k in kernel]
+    size = [max(1, math.ceil((d + p) / s)) for d, p, s in zip(dims, pad, stride)]
+    m, s = multipliers(scene, int(np.prod(kernel)) + 1, 10)
+    tensors = scene.source(dims, U8, True), scene.result((size[0], size[1], dims[2]), U8, True)
+    numbers = (*kernel, *stride, *pad, scene.rng.integers(0, 2), *scene.rng.integers(0, 256, 2))
+    return PlanOp(Op.AVGPOOL_FIXED, tensors, tuple(int(v) for v in numbers), (m, s))
+
+
+def linear_fixed(scene: Scene) -> PlanOp:
+    dims, size = scene.dims(3), (scene.size(), scene.size())
+    blobs = tuple(
+        ints(scene, 0, most, count)
+        for most, count in zip(
+            (dims[0] - 1, dims[0] - 1, 2048, dims[1] - 1, dims[1] - 1, 2048), (size[0],) * 3 + (size[1],) * 3
+        )
+    )
+    tensors = scene.source(dims, U8, True), scene.result((*size, dims[2]), U8, True)
+    return PlanOp(Op.RESIZE_LINEAR_FIXED, tensors, (), blobs)
+
+
+def conv_fixed(scene: Scene) -> PlanOp:
+    """Dense or depthwise, every epilogue of the fixed-point form; up to 130 channels, more than a block of any path."""
+    kernel, stride, size = scene.rng.integers(1, 4, 2), scene.rng.integers(1, 3, 2), scene.rng.integers(1, 9, 2)
+    depthwise, kind = bool(scene.rng.integers(2)), int(scene.rng.integers(5, 8))
+    cin = int(scene.rng.integers(1, 131) if depthwise else scene.rng.integers(1, 20))
+    cout = cin if depthwise else int(scene.rng.integers(1, 131))
+    x = scene.source((*((size - 1) * stride + kernel).tolist(), cin), U8, True)
+    y = scene.result((int(size[0]), int(size[1]), cout), U8, True)
+    taps = int(np.prod(kernel))
+    bits = 14 + int(math.log2(taps * (1 if depthwise else cin)) / 2)
+    weights = scene.rng.integers(-127, 128, taps * cout * (1 if depthwise else cin)).astype(np.int8).tobytes()
+    m, s = multipliers(scene, cout, bits - 8 if kind == 7 else bits)
+    table = {5: b"", 6: scene.codes((256,)).tobytes(), 7: scene.codes((1026,)).tobytes()}[kind]
+    zero = ints(scene, -32768, 32767, cout) if kind == 7 else ints(scene, 0, 255, cout)
+    second = b"".join(multipliers(scene, cout, 22)) if kind == 7 else b""
+    out = ints(scene, 0, 255, cout) if kind == 7 else b""
+    numbers = (*kernel, *stride, 0, 0, 1, 1, cin, cout, kind, *clamp(scene), 0, 0, 0, 0, 0)
+    blobs = (weights, ints(scene, -20000, 20000, cout), m, zero, table, s, second, out)
+    return PlanOp(Op.DEPTHWISE if depthwise else Op.CONV, (x, y), tuple(int(v) for v in numbers), blobs)
+
+
+FLOAT = (copy, quantize, dequantize, table, unary, binary, softmax, gather, nearest, maxpool)
+FIXED = (add_fixed, mul_fixed, avgpool_fixed, linear_fixed, conv_fixed)
+MAKERS = FLOAT + FIXED
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
@@ -210,3 +293,18 @@ def test_notices_a_changed_byte():
     other = bytes([op.blobs[0][0] ^ 1]) + bytes(b ^ 1 for b in op.blobs[0][1:])
     changed = scene.plan(PlanOp(op.code, op.tensors, (), (other,)))
     assert not np.array_equal(native.Session(changed.to_bytes(), 1).run([])[0], Interpreter(plan).run({})["arena"])
+
+
+@pytest.mark.parametrize("number", [5, 6, 7])
+def test_notices_a_shift_that_is_one_off(number: int):
+    """In the epilogue of a convolution, whatever its kind."""
+    seed = next(s for s in range(99) if conv_fixed(Scene(s)).attributes[10] == number)
+    scene, other = Scene(seed), Scene(seed)
+    op, changed = conv_fixed(scene), conv_fixed(other)
+    shift = np.frombuffer(changed.blobs[5], np.int32).copy()
+    shift[0] += 1 if shift[0] < 62 else -1
+    changed = replace(changed, blobs=(*changed.blobs[:5], shift.tobytes(), *changed.blobs[6:]))
+    wanted = Interpreter(scene.plan(op)).run({})["arena"]
+    data = other.plan(changed).to_bytes()
+    for isa in ISAS:
+        assert not np.array_equal(native.Session(data, 1, isa).run([])[0], wanted)

@@ -11,6 +11,7 @@ close to uniform, so that the first adds at most (s max|f'| / s_y)^2 of the vari
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,13 +71,8 @@ def changing_range(function: Function, target: Encoding) -> tuple[float, float] 
 
     left, right = code(np.array([-1e30, 1e30]))
 
-    def reach(sign: float, end: int) -> float:
-        far = _TAIL
-        while far < 1e29 and code(np.array([sign * far]))[0] != end:
-            far *= 2
-        return sign * far
-
-    grid = np.linspace(reach(-1.0, left), reach(1.0, right), _GRID)
+    low = reach(-1.0, lambda v: bool(code(v)[0] == left))
+    grid = np.linspace(low, reach(1.0, lambda v: bool(code(v)[0] == right)), _GRID)
     codes = code(grid)
     below, above = np.flatnonzero(codes != left), np.flatnonzero(codes != right)
     if below.size == 0 or above.size == 0:
@@ -94,3 +90,11 @@ def changing_range(function: Function, target: Encoding) -> tuple[float, float] 
     lo = border(float(grid[below[0]]), float(grid[below[0] - 1]), left)
     hi = border(float(grid[above[-1]]), float(grid[above[-1] + 1]), right)
     return lo, hi
+
+
+def reach(sign: float, ended: Callable[[NDArray[np.float64]], bool]) -> float:
+    """How far to the left (sign -1) or right `changing_range` looks: to where the codes have their last value."""
+    far = _TAIL
+    while far < 1e29 and not ended(np.array([sign * far])):
+        far *= 2
+    return sign * far

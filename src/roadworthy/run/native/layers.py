@@ -15,10 +15,12 @@ from roadworthy.model.units import Unit
 from roadworthy.run.arithmetic import (
     NONE,
     Epilogue,
+    FixedEpilogue,
     Function,
     Operation,
     Windows,
     canonical_weights,
+    fixed_epilogue,
     function_of_unit,
     is_depthwise,
     pre_activation,
@@ -33,7 +35,9 @@ from roadworthy.run.native.plan import Op, float_bits, function_bits
 from roadworthy.run.native.translate import Translator, unsupported
 from roadworthy.run.native.views import Map, View, take
 
-KINDS = {"linear": 0, "table": 1, "poly": 2, "real": 3, "fine": 4}
+Finish = Epilogue | FixedEpilogue
+
+KINDS = {"linear": 0, "table": 1, "poly": 2, "real": 3, "fine": 4, "fixed": 5, "fixed_table": 6, "fixed_curve": 7}
 
 
 def border_of(at: Windows, source_hw: Sequence[int]) -> Border:
@@ -43,20 +47,28 @@ def border_of(at: Windows, source_hw: Sequence[int]) -> Border:
     return at.pads_begin[0], at.pads_begin[1], bottom, right
 
 
-def attributes(at: Windows, cin: int, cout: int, epilogue: Epilogue, weight_kind: int = 0) -> tuple[int, ...]:
+def attributes(at: Windows, cin: int, cout: int, epilogue: Finish, weight_kind: int = 0) -> tuple[int, ...]:
+    b = epilogue.poly_b if isinstance(epilogue, Epilogue) else 0.0
     f = epilogue.function if epilogue.kind == "real" else NONE
     return (
         *at.kernel, *at.strides, *at.pads_begin, *at.dilations, cin, cout, KINDS[epilogue.kind], epilogue.lo,
-        epilogue.hi, *function_bits(f.code, f.a, f.b), float_bits(epilogue.poly_b), weight_kind,
+        epilogue.hi, *function_bits(f.code, f.a, f.b), float_bits(b), weight_kind,
     )  # fmt: skip
 
 
-def blobs(weights: NDArray, epilogue: Epilogue, part: slice, weight_scale: bytes = b"") -> tuple[bytes, ...]:
+def blobs(weights: NDArray, epilogue: Finish, part: slice, weight_scale: bytes = b"") -> tuple[bytes, ...]:
     """The eight blobs, for a range of output channels."""
 
     def of(array: NDArray | None) -> bytes:
         return b"" if array is None else np.ascontiguousarray(array).tobytes()
 
+    if isinstance(epilogue, FixedEpilogue):
+        second = () if epilogue.m2 is None or epilogue.shift2 is None else (epilogue.m2[part], epilogue.shift2[part])
+        return (
+            of(weights), of(epilogue.bias[part]), of(epilogue.m[part]), of(epilogue.zero[part]), of(epilogue.table),
+            of(epilogue.shift[part]), b"".join(map(of, second)),
+            of(None if epilogue.zero2 is None else epilogue.zero2[part]),
+        )  # fmt: skip
     floats = weights.dtype == np.float32 or bool(weight_scale)
     return (
         of(weights), of(epilogue.bias[part]), b"" if floats else of(epilogue.scale[part]),
@@ -81,7 +93,12 @@ def layer(tr: Translator, operation: Operation) -> None:
 
 
 def _integer(tr: Translator, unit: Unit) -> None:
-    epilogue = unit_epilogue(unit, tr.encodings)
+    epilogue: Finish
+    if tr.fixed:
+        made = fixed_epilogue(unit, tr.encodings)
+        epilogue = made.real or made
+    else:
+        epilogue = unit_epilogue(unit, tr.encodings)
     weights = weights_codes(unit, tr.encodings[str(unit.weight.name)])
     y = tr.new(unit.output, tr.encodings.get(str(unit.output.name)))
     _convolve(tr, unit, tr.array(unit.input), y, weights, epilogue, 0, None)
@@ -167,7 +184,7 @@ def _float_weights(tr: Translator, unit: Unit) -> tuple[NDArray, int, NDArray | 
 
 
 def _convolve(
-    tr: Translator, unit: Unit, x: Array, y: Array, weights: NDArray, epilogue: Epilogue, kind: int,
+    tr: Translator, unit: Unit, x: Array, y: Array, weights: NDArray, epilogue: Finish, kind: int,
     scale: NDArray | None,
 ) -> None:  # fmt: skip
     """One CONV or DEPTHWISE, or a CONV per group."""
@@ -193,7 +210,7 @@ def _convolve(
 
 
 def dense(
-    tr: Translator, x: Array, y: Array, weights: NDArray, epilogue: Epilogue, kind: int, scale: NDArray | None,
+    tr: Translator, x: Array, y: Array, weights: NDArray, epilogue: Finish, kind: int, scale: NDArray | None,
     at: Windows, form: str, name: str, groups: int = 1, part: Map | None = None,
 ) -> None:  # fmt: skip
     """CONVs, one per group, on channel ranges of x and y; part: the pixels of y that are written."""

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from roadworthy.errors import InputError
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model
-from roadworthy.run.arithmetic import Operation
+from roadworthy.run.arithmetic import Arithmetic, Operation
 from roadworthy.run.native import moves, pointwise, pools, siblings
 from roadworthy.run.native.emit import emit
 from roadworthy.run.native.layers import layer
 from roadworthy.run.native.place import place
 from roadworthy.run.native.plan import Plan
-from roadworthy.run.native.task_text import task_text
+from roadworthy.run.native.task_text import FIXED, task_text
 from roadworthy.run.native.translate import Handler, Translator, unsupported
 
 FORMS: dict[str, Handler] = {
@@ -76,20 +76,25 @@ def handler(operation: Operation) -> Handler:
     return found
 
 
-def lower(model: Model, outputs: Sequence[str] = (), tap: Sequence[str] = (), merge_siblings: bool = False) -> Plan:
+def lower(
+    model: Model, outputs: Sequence[str] = (), tap: Sequence[str] = (), merge_siblings: bool = False,
+    arithmetic: Arithmetic = "float",
+) -> Plan:  # fmt: skip
     """The plan of a model.
 
     outputs: names of the values to return; empty: the model's outputs.   tap: further values, returned as float32
     behind the outputs; asking for them changes no other result.   merge_siblings: convolutions of one input are
-    computed as one where that needs no copy.
-    Raises InputError for a name that is no value of the graph, UnsupportedError for what the engine cannot compute.
+    computed as one where that needs no copy (in the float form; results are the same).   arithmetic: how accumulators
+    become codes, by float32 multipliers or in "fixed" point.
+    Raises InputError for a name that is no value of the graph, UnsupportedError for what the engine cannot compute, and
+    in fixed point for an operation in float between integer ones.
     """
     values = g.values(model.ir)
     wanted = tuple(outputs) or model.output_names
     for name in (*wanted, *tap):
         if name not in values:
             raise InputError(f"the model has no value named {name!r}; `outputs` and `tap` take names of the graph")
-    network = Translator(model, handler).run(wanted, tap)
-    if merge_siblings:
+    network = Translator(model, handler, arithmetic).run(wanted, tap)
+    if merge_siblings and arithmetic == "float":
         siblings.merge_siblings(network)
-    return emit(network, place(network), task_text(model.task))
+    return emit(network, place(network), task_text(model.task) + (FIXED if arithmetic == "fixed" else ""))

@@ -44,6 +44,10 @@ class Op(IntEnum):
     UNARY = 14
     BINARY = 15
     SOFTMAX = 16
+    ADD_FIXED = 17
+    MUL_FIXED = 18
+    AVGPOOL_FIXED = 19
+    RESIZE_LINEAR_FIXED = 20
 
 
 U8, F32, I32 = 0, 1, 2

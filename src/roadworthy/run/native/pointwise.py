@@ -12,6 +12,8 @@ from roadworthy.run.arithmetic import (
     Function,
     Operation,
     add_constants,
+    fixed_add,
+    fixed_mul,
     function_table,
     mul_constants,
 )
@@ -106,6 +108,11 @@ def add_codes(tr: Translator, operation: Operation) -> None:
     y = tr.new(out, tr.encoding(out), [x for x in (a, b) if x.dims == shape_of(out)])
     channels = y.dims[1] if is_image(y.dims) else y.size
     assert a.encoding is not None and b.encoding is not None and y.encoding is not None
+    if tr.fixed:
+        k = fixed_add(str(node.name), a.encoding, b.encoding, y.encoding, channels, operation.clamp)
+        blobs = tuple(v.tobytes() for v in (k.a, k.b, k.zero, k.shift))
+        _merge(tr, Op.ADD_FIXED, a, b, y, (k.z_a, k.z_b, k.lo, k.hi), blobs, node)
+        return
     made = add_constants(a.encoding, b.encoding, y.encoding, channels, operation.clamp)
     assert made is not None  # the operation's form says so
     blobs = tuple(np.ascontiguousarray(np.broadcast_to(v, channels)).tobytes() for v in (made.m_a, made.m_b, made.zero))
@@ -117,6 +124,10 @@ def mul_codes(tr: Translator, operation: Operation) -> None:
     a, b = (tr.array(v) for v in node.inputs)
     y = tr.new(out, tr.encoding(out), [x for x in (a, b) if x.dims == shape_of(out)])
     assert a.encoding is not None and b.encoding is not None and y.encoding is not None
+    if tr.fixed:
+        k = fixed_mul(str(node.name), a.encoding, b.encoding, y.encoding, operation.clamp)
+        _merge(tr, Op.MUL_FIXED, a, b, y, (k.z_a, k.z_b, k.z_y, k.lo, k.hi, k.m, k.shift), (), node)
+        return
     made = mul_constants(a.encoding, b.encoding, y.encoding, operation.clamp)
     assert made is not None
     numbers = (made.z_a, made.z_b, made.z_y, made.lo, made.hi, float_bits(made.m))

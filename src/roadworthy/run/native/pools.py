@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from roadworthy.model import graph as g
-from roadworthy.run.arithmetic import Operation, Windows, average_constants, linear_taps, nearest_pixels, windows
+from roadworthy.run.arithmetic import (
+    Operation,
+    Windows,
+    average_constants,
+    fixed_average,
+    fixed_weights,
+    linear_taps,
+    nearest_pixels,
+    windows,
+)
 from roadworthy.run.arithmetic.operations import reduced_axes
 from roadworthy.run.native.moves import pads_before, shaped
 from roadworthy.run.native.network import Array, Operand, is_image
@@ -74,11 +83,16 @@ def average(tr: Translator, operation: Operation) -> None:
         numbers, dims = (*kernel, 1, 1, 0, 0, 0), (*x.dims[:2], 1, 1)
     wanted = tr.encoding(out) if codes else None
     y = Array(str(out.name), dims, wanted, like=(x,))
-    zeros, blob = (0, 0), b""
+    op, zeros, positions = Op.AVGPOOL, (0, 0), kernel[0] * kernel[1]
+    blobs: tuple[bytes, ...] = (b"",)
     if wanted is not None and x.encoding is not None:
         zeros = (int(x.encoding.zero_point), int(wanted.zero_point))
-        blob = average_constants(x.encoding, wanted, kernel[0] * kernel[1]).tobytes()
-    tr.network.step(Op.AVGPOOL, [Operand(x, "image")], Operand(y, "image"), (*numbers, *zeros), (blob,), str(node.name))
+        if tr.fixed:
+            m, shift = fixed_average(str(node.name), x.encoding, wanted, positions)
+            op, blobs = Op.AVGPOOL_FIXED, (m.tobytes(), shift.tobytes())
+        else:
+            blobs = (average_constants(x.encoding, wanted, positions).tobytes(),)
+    tr.network.step(op, [Operand(x, "image")], Operand(y, "image"), (*numbers, *zeros), blobs, str(node.name))
     tr.settle(out, _flattened(tr, out, y))
 
 
@@ -129,12 +143,15 @@ def resize(tr: Translator, operation: Operation) -> None:
         return
     if mode != "linear":
         raise unsupported(node, f"its mode is {mode}")
+    fixed = tr.fixed and operation.form == "linear"
     if operation.form != "linear":
         x = tr.float_array(node.inputs[0])
     y = Array(str(out.name), dims, x.encoding, like=(x,))
     made = []
     for axis in (2, 3):
         taps = linear_taps(node, axis, x.dims[axis], dims[axis])
-        made += [taps.low.astype(np.int32).tobytes(), taps.high.astype(np.int32).tobytes(), taps.weight.tobytes()]
-    tr.network.step(Op.RESIZE_LINEAR, [Operand(x, "image")], Operand(y, "image"), (), made, str(node.name))
+        weight = fixed_weights(taps) if fixed else taps.weight
+        made += [taps.low.astype(np.int32).tobytes(), taps.high.astype(np.int32).tobytes(), weight.tobytes()]
+    op = Op.RESIZE_LINEAR_FIXED if fixed else Op.RESIZE_LINEAR
+    tr.network.step(op, [Operand(x, "image")], Operand(y, "image"), (), made, str(node.name))
     tr.settle(out, y)

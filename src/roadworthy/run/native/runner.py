@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,10 @@ from roadworthy.errors import InputError, MissingExtraError, UnsupportedError
 from roadworthy.model.model import Model
 from roadworthy.model.model import load as load_model
 from roadworthy.model.qdq import from_qdq, has_qdq
+from roadworthy.run.arithmetic import Arithmetic
 from roadworthy.run.native.lower import lower
-from roadworthy.run.native.plan import MAGIC
+from roadworthy.run.native.plan import MAGIC, Plan
+from roadworthy.run.native.task_text import is_fixed
 
 
 def engine() -> Any:
@@ -36,6 +39,13 @@ def session(plan: bytes, threads: int = 0, **options: Any) -> Any:
         raise InputError(str(error)) from error
 
 
+def check_isa() -> None:
+    """Raises InputError where ROADWORTHY_ISA names an instruction set that this CPU or this build does not have."""
+    wanted = os.environ.get("ROADWORTHY_ISA")
+    if wanted and wanted not in engine().isas():
+        session(b"")  # options are checked first, so this says which there are
+
+
 def _sentence(threads: int, options: dict[str, Any]) -> str:
     """What is said to an empty plan: options are checked before it, so a fault of theirs is the same sentence."""
     try:
@@ -52,9 +62,14 @@ class NativeRunner:
     (empty for a plan from a file, which does not say).
     """
 
-    def __init__(self, source: bytes | Model, threads: int = 0, **options: Any) -> None:
-        """source: the bytes of a plan or of an ONNX file (float, or with Q/DQ nodes), or a model with its encodings."""
-        self._threads = threads
+    def __init__(
+        self, source: bytes | Model, threads: int = 0, arithmetic: Arithmetic = "float", **options: Any
+    ) -> None:
+        """source: the bytes of a plan or of an ONNX file (float, or with Q/DQ nodes), or a model with its encodings.
+
+        arithmetic: what a model is lowered to; a plan says for itself which it has.
+        """
+        self._threads, self._arithmetic = threads, arithmetic
         self._options = options
         self._model = _model(source) if isinstance(source, Model) or not is_plan(source) else None
         self.notes: tuple[str, ...] = ()
@@ -62,7 +77,7 @@ class NativeRunner:
             assert isinstance(source, bytes)
             data = source
         else:
-            plan = lower(self._model)
+            plan = lower(self._model, arithmetic=arithmetic)
             self.notes = plan.notes
             data = plan.to_bytes()
         self._data = data
@@ -119,7 +134,7 @@ class NativeRunner:
         if self._model is None:
             raise UnsupportedError("a plan file keeps no inner values; load the ONNX file to look at them")
         try:
-            plan = lower(self._model, tap=sorted(taps - set(self.output_names)))
+            plan = lower(self._model, tap=sorted(taps - set(self.output_names)), arithmetic=self._arithmetic)
         except InputError as error:
             raise KeyError(str(error)) from error
         self._tapped = taps, session(plan.to_bytes(), self._threads, **self._options)
@@ -136,9 +151,16 @@ def is_plan(data: bytes) -> bool:
     return data[:4] == MAGIC
 
 
-def plan_of(source: bytes) -> bytes:
-    """The plan of an ONNX file (float, or with Q/DQ nodes); a plan is given back as it is."""
-    return source if is_plan(source) else lower(_model(source)).to_bytes()
+def plan_of(source: bytes, arithmetic: Arithmetic = "float") -> bytes:
+    """The plan of an ONNX file (float, or with Q/DQ nodes); a plan is given back as it is.
+
+    Raises InputError for a plan of the float form where fixed point is wanted.
+    """
+    if not is_plan(source):
+        return lower(_model(source), arithmetic=arithmetic).to_bytes()
+    if arithmetic == "fixed" and not is_fixed(Plan.from_bytes(source).text):
+        raise InputError("the plan computes with float multipliers; give the ONNX file, or use the target native")
+    return source
 
 
 def float_layers(source: bytes) -> tuple[str, ...]:
@@ -146,6 +168,8 @@ def float_layers(source: bytes) -> tuple[str, ...]:
     return lower(_model(source)).notes
 
 
-def load(model: bytes, threads: int = 0) -> NativeRunner:
+def load(model: bytes, threads: int = 0, arithmetic: Arithmetic = "float") -> NativeRunner:
     """Load a plan or a serialized ONNX model. Raises MissingExtraError without the engine, UnsupportedError by name."""
-    return NativeRunner(model, threads)
+    if is_plan(model):
+        return NativeRunner(plan_of(model, arithmetic), threads, arithmetic)
+    return NativeRunner(model, threads, arithmetic)

@@ -11,6 +11,15 @@ from roadworthy.model.task import Task, task_from_json
 _NAMES = ("class_names", "outputs")
 
 
+FIXED = "arithmetic\tfixed\n"
+"""The line of a plan whose arithmetic is fixed-point; the float form has none."""
+
+
+def is_fixed(text: str) -> bool:
+    """Whether the text section of a plan says that it computes in fixed point."""
+    return FIXED.rstrip("\n") in text.split("\n")
+
+
 def task_text(task: Task | None) -> str:
     """One line per field of Preprocess and DecodeSpec, and `task_json` with all of it; empty without a task."""
     if task is None:

@@ -18,7 +18,14 @@ from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding
 from roadworthy.model.model import Model
 from roadworthy.model.units import Unit
-from roadworthy.run.arithmetic import Operation, code_encodings, operations, pre_activation
+from roadworthy.run.arithmetic import (
+    Arithmetic,
+    Operation,
+    code_encodings,
+    float_between,
+    operations,
+    pre_activation,
+)
 from roadworthy.run.native.network import Array, Form, Link, Network, Operand, Step, constant_array, is_image
 from roadworthy.run.native.plan import INPUT, OUTPUT, Op
 from roadworthy.run.native.views import Map, View
@@ -36,10 +43,10 @@ class Translator:
     arrays: value name -> its array, in codes where there are some.   floats: value name -> its dequantized copy.
     raw: the network's inputs as they come.
     makers: value name -> the operation inside which it is made.   skipped: operations that were fused into another;
-    they are translated after all when something else reads them.
+    they are translated after all when something else reads them.   fixed: integer results come by fixed point.
     """
 
-    def __init__(self, model: Model, handler: Callable[[Operation], Handler]) -> None:
+    def __init__(self, model: Model, handler: Callable[[Operation], Handler], arithmetic: Arithmetic = "float") -> None:
         self.model = model
         self.handler = handler
         self.network = Network()
@@ -48,6 +55,9 @@ class Translator:
         self.raw: dict[str, Array] = {}
         self.encodings = code_encodings(model)
         self.operations = operations(model)
+        self.fixed = arithmetic == "fixed"
+        if self.fixed and (refusal := float_between(self.operations)) is not None:
+            raise refusal
         self.makers = {str(v.name): op for op in self.operations for n in op.nodes for v in n.outputs}
         self.skipped: set[int] = set()
 
