@@ -12,7 +12,7 @@ from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.equalize import equalize
 from roadworthy.quantize.rescale import Measure
 from roadworthy.quantize.statistics import Statistics
-from roadworthy.steps.settings import between
+from roadworthy.steps.settings import between, check_settings
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Equalize:
     sums: bool = False
 
     def __call__(self, model: Model, samples: Samples) -> Model:
+        check_settings(self)
         return equalize(model, measure_of(model, samples), self.tolerance, self.absorb, self.sums)
 
 

@@ -9,7 +9,7 @@ from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.quantize.smooth import smooth
 from roadworthy.steps.equalize import measure_of
-from roadworthy.steps.settings import between
+from roadworthy.steps.settings import between, check_settings
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Smooth:
     sums: bool = False
 
     def __call__(self, model: Model, samples: Samples) -> Model:
+        check_settings(self)
         measure = measure_of(model, samples)
         if measure is None:
             raise InputError("Smooth measures activations and has no images; hand in a folder that holds some")
