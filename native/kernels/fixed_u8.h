@@ -1,5 +1,5 @@
-// The fixed-point form (docs/engine.md, "Fixed point") in plain loops, for every path: accumulators to codes, and the operations
-// on codes that multiply. Everything is integers:
+// The fixed-point form (docs/engine.md, "Fixed point") in plain loops, for every path: the operations on codes that multiply
+// (but for Add, see fixed_plain.h). Everything is integers:
 //
 //     scale32(v, m, s) = (v * m + 2^(s-1)) >> s          in 64 bits, an arithmetic shift: halves are rounded up
 //
@@ -18,40 +18,6 @@ constexpr int kFixedChunk = 64;   // channels at a time
 inline __attribute__((always_inline)) int64_t scale32(int64_t v, int32_t m, int32_t s) { return (v * m + (int64_t{1} << (s - 1))) >> s; }
 inline __attribute__((always_inline)) int32_t clamp_wide(int64_t v, int32_t lo, int32_t hi) {
   return static_cast<int32_t>(v < lo ? lo : v > hi ? hi : v);
-}
-
-// The interpolated table: p in -32768..32767, 128 times the value.
-inline __attribute__((always_inline)) int32_t curve_at(const int16_t* curve, int32_t p) {
-  const int32_t i = (p >> 7) + 256, f = p & 127;
-  return curve[i] * 128 + (curve[i + 1] - curve[i]) * f;
-}
-
-// Channels [first, first + n) of every pixel go through `codes(acc, first, n, out)`.
-template <class F>
-inline __attribute__((always_inline)) void each_chunk(int channels, const int32_t* acc, uint8_t* y, int64_t y_pixel, int64_t pixels, const F& codes) {
-  uint8_t out[kFixedChunk];
-  for (int64_t i = 0; i < pixels; ++i, acc += channels, y += y_pixel)
-    for (int first = 0; first < channels; first += kFixedChunk) {
-      const int n = channels - first < kFixedChunk ? channels - first : kFixedChunk;
-      codes(acc + first, first, n, out);
-      std::memcpy(y + first, out, static_cast<size_t>(n));
-    }
-}
-
-void fixed_add(const Image& a, const Image& b, const Image& y, const AddFixedParams& p, int begin, int end) {
-  uint8_t out[kFixedChunk];
-  for (int r = begin; r < end; ++r)
-    for (int x = 0; x < y.w; ++x)
-      for (int first = 0; first < y.c; first += kFixedChunk) {
-        const uint8_t *pa = byte_at(a, r, x) + first, *pb = byte_at(b, r, x) + first;
-        const int32_t *ma = p.a + first, *mb = p.b + first, *s = p.s + first, *zero = p.zero + first;
-        const int n = y.c - first < kFixedChunk ? y.c - first : kFixedChunk;
-        for (int c = 0; c < n; ++c) {
-          const int32_t sum = (pa[c] - p.za) * ma[c] + (pb[c] - p.zb) * mb[c];   // below 2^30
-          out[c] = static_cast<uint8_t>(clamp_int(((sum + (int32_t{1} << (s[c] - 1))) >> s[c]) + zero[c], p.lo, p.hi));
-        }
-        std::memcpy(byte_at(y, r, x) + first, out, static_cast<size_t>(n));
-      }
 }
 
 void fixed_mul(const Image& a, const Image& b, const Image& y, const MulFixedParams& p, int begin, int end) {

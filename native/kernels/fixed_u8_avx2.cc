@@ -1,5 +1,5 @@
 // The fixed-point form, AVX2, as the compiler makes it.
-#include "fixed_epilogue.h"
+#include "fixed_plain.h"
 
 namespace rw {
 

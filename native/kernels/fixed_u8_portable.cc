@@ -1,5 +1,5 @@
 // The fixed-point form, portable.
-#include "fixed_epilogue.h"
+#include "fixed_plain.h"
 
 namespace rw {
 

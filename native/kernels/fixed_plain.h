@@ -1,9 +1,43 @@
-// The epilogues of the fixed-point form in plain loops, for the paths without a vector version.
+// The epilogues of the fixed-point form and its Add in plain loops, for the paths without vector versions of their own.
 #pragma once
 #include "fixed_u8.h"
 
 namespace rw {
 namespace {
+
+// The interpolated table: p in -32768..32767, 128 times the value.
+inline __attribute__((always_inline)) int32_t curve_at(const int16_t* curve, int32_t p) {
+  const int32_t i = (p >> 7) + 256, f = p & 127;
+  return curve[i] * 128 + (curve[i + 1] - curve[i]) * f;
+}
+
+// Channels [first, first + n) of every pixel go through `codes(acc, first, n, out)`.
+template <class F>
+inline __attribute__((always_inline)) void each_chunk(int channels, const int32_t* acc, uint8_t* y, int64_t y_pixel, int64_t pixels, const F& codes) {
+  uint8_t out[kFixedChunk];
+  for (int64_t i = 0; i < pixels; ++i, acc += channels, y += y_pixel)
+    for (int first = 0; first < channels; first += kFixedChunk) {
+      const int n = channels - first < kFixedChunk ? channels - first : kFixedChunk;
+      codes(acc + first, first, n, out);
+      std::memcpy(y + first, out, static_cast<size_t>(n));
+    }
+}
+
+void fixed_add(const Image& a, const Image& b, const Image& y, const AddFixedParams& p, int begin, int end) {
+  uint8_t out[kFixedChunk];
+  for (int r = begin; r < end; ++r)
+    for (int x = 0; x < y.w; ++x)
+      for (int first = 0; first < y.c; first += kFixedChunk) {
+        const uint8_t *pa = byte_at(a, r, x) + first, *pb = byte_at(b, r, x) + first;
+        const int32_t *ma = p.a + first, *mb = p.b + first, *s = p.s + first, *zero = p.zero + first;
+        const int n = y.c - first < kFixedChunk ? y.c - first : kFixedChunk;
+        for (int c = 0; c < n; ++c) {
+          const int32_t sum = (pa[c] - p.za) * ma[c] + (pb[c] - p.zb) * mb[c];   // below 2^30
+          out[c] = static_cast<uint8_t>(clamp_int(((sum + (int32_t{1} << (s[c] - 1))) >> s[c]) + zero[c], p.lo, p.hi));
+        }
+        std::memcpy(byte_at(y, r, x) + first, out, static_cast<size_t>(n));
+      }
+}
 
 // The head of the packed constants; m, s, zero, m2, s2, zero2 follow, n entries each (curve; the other kinds have three of them).
 struct FixedHead {
