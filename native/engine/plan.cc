@@ -262,12 +262,21 @@ uint32_t crc32(Bytes bytes) {
   return ~c;
 }
 
+// Bytes that a blob of packed weights takes when it is expanded, at most.
+static uint64_t unpacked_bytes(const PlanOp& op) {
+  const bool weighted = op.code == OpCode::CONV || op.code == OpCode::DEPTHWISE;
+  if (!weighted || op.attributes[kWeightKind] < kPackedKind || op.blobs[0].size == 0) return 0;
+  const uint64_t bits = op.blobs[0].data[0];
+  return bits >= 1 && bits < 8 ? static_cast<uint64_t>(op.blobs[0].size) * 8 / bits : 0;   // others are refused later
+}
+
 // A small file must not ask for much memory: constants are copied for each operation that names them, and a caller makes room
 // for all inputs and outputs together.
 static void check_volume(const Plan& plan) {
   uint64_t copied = 0, ported = 0;
   for (const auto& op : plan.ops) {
     for (const Bytes& blob : op.blobs) copied += blob.size;
+    copied += unpacked_bytes(op);
     for (int tensor : op.tensors)
       if (tensor >= 0 && static_cast<size_t>(tensor) < plan.tensors.size()) copied += plan.tensors[static_cast<size_t>(tensor)].fill.size;
   }

@@ -22,6 +22,10 @@ const char* op_name(OpCode code);
 constexpr int64_t kSlack = 128;                    // bytes behind the arena and the constants that kernels may read
 constexpr uint64_t kLargest = uint64_t(4) << 30;   // of an arena, of all packed weights, of one input or output
 
+// Of CONV and DEPTHWISE: the attribute that says how their first blob holds weights; from kPackedKind up it is packed.
+constexpr size_t kWeightKind = 17;
+constexpr int kPackedKind = 16, kMostPackedBits = 7;
+
 // Bytes that belong to whoever owns the file.
 struct Bytes {
   const uint8_t* data = nullptr;

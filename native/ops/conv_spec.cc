@@ -7,6 +7,7 @@ namespace {
 
 enum Attribute { KH, KW, SH, SW, TOP, LEFT, DH, DW, CIN, COUT, EPILOGUE, LO, HI, UNARY_FN, UA, UB, POLY_B, KIND };
 enum Blob { WEIGHTS, BIAS, SCALE, ZERO, TABLE, POLY, OUT_SCALE, WEIGHT_SCALE };
+static_assert(KIND == kWeightKind);
 enum FixedBlob { MULTIPLIER = SCALE, SHIFT = POLY, SECOND = OUT_SCALE, SECOND_ZERO = WEIGHT_SCALE };   // of the fixed-point form
 constexpr int kFirstFixed = 5, kLastEpilogue = 7;
 enum WeightKind { PLAIN, STORED_S8, STORED_S16 };
@@ -33,11 +34,47 @@ void check_steps(const Source& s, View& v) {
   s.require(t.strides[0] > 0 && t.strides[1] > 0, "has a tensor whose rows or pixels do not follow each other in memory");
 }
 
+// Codes that were written as indices into a palette: docs/engine.md, "Packed weights".
+template <class T>
+std::vector<T> unpack(const Source& s, int64_t count) {
+  const Bytes blob = s.op.blobs[WEIGHTS];
+  s.require(blob.size >= 4, "has packed weights without their head");
+  const int bits = blob.data[0];
+  uint16_t entries;
+  std::memcpy(&entries, blob.data + 2, 2);
+  s.require(bits >= 1 && bits <= kMostPackedBits && blob.data[1] == 0, "has packed weights of no known form");
+  s.require(entries >= 1 && entries <= 1 << bits, "has packed weights whose palette does not fit their bits");
+  const size_t at = (4 + entries * sizeof(T) + 3) / 4 * 4;
+  const uint64_t needed = at + (static_cast<uint64_t>(count) * static_cast<uint64_t>(bits) + 7) / 8;
+  if (blob.size != needed) s.refuse("has " + std::to_string(blob.size) + " bytes of packed weights and needs " + std::to_string(needed));
+  s.require(static_cast<uint64_t>(count) <= s.weight_limit / sizeof(float), "takes the unpacked weights over what is allowed");
+  T palette[1 << kMostPackedBits] = {};
+  std::memcpy(palette, blob.data + 4, entries * sizeof(T));
+  std::vector<T> codes(static_cast<size_t>(count));
+  const uint8_t* p = blob.data + at;
+  const uint8_t* end = blob.data + blob.size;
+  const unsigned mask = (1u << bits) - 1;
+  unsigned highest = 0;
+  for (int64_t i = 0; i < count; i += 8, p += bits) {   // eight indices are a whole number of bytes
+    uint64_t word = 0;
+    std::memcpy(&word, p, std::min<size_t>(static_cast<size_t>(bits), static_cast<size_t>(end - p)));
+    const int64_t n = std::min<int64_t>(8, count - i);
+    for (int64_t k = 0; k < n; k++, word >>= bits) {
+      const unsigned index = static_cast<unsigned>(word) & mask;
+      highest = std::max(highest, index);
+      codes[static_cast<size_t>(i + k)] = palette[index];
+    }
+    s.require(n == 8 || word == 0, "has packed weights with something behind the last");
+  }
+  s.require(highest < entries, "has a packed weight outside its palette");
+  return codes;
+}
+
 // Weights that were stored as integers and are computed with as floats.
 template <class T>
-void expand(const Source& s, ConvSpec& c, int64_t count) {
+void expand(const Source& s, ConvSpec& c, int64_t count, bool packed) {
   const auto scale = s.reals(WEIGHT_SCALE, "weight scales", c.cout);
-  const auto codes = s.blob<T>(WEIGHTS, "weights", count);
+  const auto codes = packed ? unpack<T>(s, count) : s.blob<T>(WEIGHTS, "weights", count);
   c.expanded.resize(static_cast<size_t>(count));
   const int64_t per_channel = count / c.cout;
   for (int64_t i = 0; i < count; i++) c.expanded[i] = static_cast<float>(codes[i]) * scale[c.depthwise ? i % c.cout : i / per_channel];
@@ -46,11 +83,20 @@ void expand(const Source& s, ConvSpec& c, int64_t count) {
 
 void read_weights(const Source& s, ConvSpec& c) {
   const int64_t count = int64_t(c.taps()) * c.cout * (c.depthwise ? 1 : c.cin);
-  const int kind = s.integer(KIND, "weight kind", PLAIN, STORED_S16);
-  s.require(kind == PLAIN || !c.integer, "has stored weights, but integer input");
+  const int kind = s.integer(KIND, "weight kind", PLAIN, kPackedKind + STORED_S16);
+  const bool packed = kind >= kPackedKind;
+  const int codes = packed ? kind - kPackedKind : kind;
+  s.require(codes <= STORED_S16, "has weights of no known kind");
+  s.require(codes == PLAIN || !c.integer, "has stored weights, but integer input");
+  s.require(!packed || codes != PLAIN || c.integer, "has packed weights that are floats");
+  if (codes == STORED_S8) return expand<int8_t>(s, c, count, packed);
+  if (codes == STORED_S16) return expand<int16_t>(s, c, count, packed);
+  if (packed) {
+    c.unpacked = unpack<int8_t>(s, count);
+    c.weights = c.unpacked.data();
+    return;
+  }
   const Bytes blob = s.op.blobs[WEIGHTS];
-  if (kind == STORED_S8) return expand<int8_t>(s, c, count);
-  if (kind == STORED_S16) return expand<int16_t>(s, c, count);
   if (blob.size != static_cast<uint64_t>(count) * (c.integer ? 1 : 4))
     s.refuse("has " + std::to_string(blob.size) + " bytes of weights and needs " + std::to_string(count * (c.integer ? 1 : 4)));
   c.weights = blob.data;

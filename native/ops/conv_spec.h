@@ -15,6 +15,7 @@ struct ConvSpec {
   FixedEpilogue f;                    // likewise
   const void* weights;                // canonical, s8 or f32: in the file, or in one of the vectors below
   std::vector<float> expanded;
+  std::vector<int8_t> unpacked;
   std::vector<int32_t> bias, zero;
   std::vector<float> float_bias, scale, out_scale, poly;
   std::vector<uint8_t> table;

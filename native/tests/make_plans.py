@@ -1,9 +1,10 @@
 """Writes plans for the C++ test programs: `python native/tests/make_plans.py folder [count]`.
 
 `randomNNN`: random networks of the Python tests, lowered; between them they hold every operation, or this fails.
-`fixedNNN`: the same in fixed point, where nothing in the middle computes in floats.
-`taskNN`: a task of every kind around a network of two layers. `street`: the embedded detector in int8. `real_*`:
-YOLOX-Nano, FastestDet and MobileNet in int8, where the assets are (ROADWORTHY_ASSETS). `real_fixed`: YOLOX-Nano again.
+`packedN`: packed weights of every kind. `fixedNNN`: random networks in fixed point, where nothing in the middle
+computes in floats. `taskNN`: a task of every kind around a network of two layers. `street`: the embedded detector in int8.
+`real_*`: YOLOX-Nano, FastestDet and MobileNet in int8, where the assets are (ROADWORTHY_ASSETS). `real_fixed`:
+YOLOX-Nano again.
 """
 
 from __future__ import annotations
@@ -61,6 +62,17 @@ def randoms(count: int) -> Iterator[tuple[str, Plan]]:
         yield f"random{seed:03}", lower(Model(ir=model.ir) if seed % 3 == 2 else model)
 
 
+def packed() -> Iterator[tuple[str, Plan]]:
+    """Weights of few bits and of every grid, as palettes and indices."""
+    from test_pack import CASES, quantized
+
+    for number, case in enumerate(CASES.values()):
+        plan = lower(quantized(*case))
+        if not any(op.code in (Op.CONV, Op.DEPTHWISE) and op.attributes[17] >= 16 for op in plan.ops):
+            raise SystemExit("a plan that should hold packed weights has none")
+        yield f"packed{number}", plan
+
+
 def fixed(count: int) -> Iterator[tuple[str, Plan]]:
     from random_graphs import random_int8_model
 
@@ -108,7 +120,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     written = 0
-    for source in (randoms(count), fixed(count), tasks(), detectors()):
+    for source in (randoms(count), packed(), fixed(count), tasks(), detectors()):
         for name, plan in source:
             (folder / f"{name}.rwp").write_bytes(plan.to_bytes())
             seen.update(op.code.name for op in plan.ops)

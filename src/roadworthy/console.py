@@ -12,7 +12,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from roadworthy.jobs.search import Advance, Ui
+from roadworthy.jobs.trial import Advance, Ui
 
 
 class Console(Ui):

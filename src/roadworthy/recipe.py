@@ -15,12 +15,18 @@ from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.steps.bias import CorrectBias
 from roadworthy.steps.calibration import Calibration
+from roadworthy.steps.equalize import Equalize
 from roadworthy.steps.fold import Fold
 from roadworthy.steps.quantize import Quantize
+from roadworthy.steps.round import Round
 from roadworthy.steps.settings import plain, read_settings
+from roadworthy.steps.smooth import Smooth
 from roadworthy.steps.store import StoreWeights
 
-__all__ = ["STEPS", "Calibration", "CorrectBias", "Fold", "Quantize", "Recipe", "Step", "StoreWeights", "read_recipe"]
+__all__ = [
+    "STEPS", "Calibration", "CorrectBias", "Equalize", "Fold", "Quantize", "Recipe", "Round", "Smooth", "Step",
+    "StoreWeights", "read_recipe",
+]  # fmt: skip
 
 VERSION = 1
 
@@ -31,9 +37,12 @@ class Step(Protocol):
 
 STEPS: dict[str, type[Any]] = {
     "fold": Fold,
+    "equalize": Equalize,
+    "smooth": Smooth,
     "quantize": Quantize,
     "store_weights": StoreWeights,
     "correct_bias": CorrectBias,
+    "round": Round,
 }
 
 

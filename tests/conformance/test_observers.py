@@ -7,7 +7,17 @@ import pytest
 from numpy.typing import NDArray
 
 from roadworthy.model.encoding import QuantSpec, encoding_of_range
-from roadworthy.quantize.observers import OBSERVERS, encode, kl, minmax, mse, percentile
+from roadworthy.quantize.observers import (
+    OBSERVERS,
+    aciq,
+    encode,
+    kl,
+    laplace_clip,
+    minmax,
+    mse,
+    normal_clip,
+    percentile,
+)
 from roadworthy.quantize.statistics import BINS, COUNTED, Statistics
 
 RNG = np.random.default_rng(0)
@@ -119,6 +129,26 @@ def test_kl_cuts_off_a_lone_outlier():
     x = DATA["one outlier"]
     lo, hi = kl(measured(x), QuantSpec())
     assert hi < 200 and lo < 0
+
+
+def test_aciq_has_the_clips_of_the_paper():
+    """Banner et al. give 2.83, 3.89 and 5.03 times b, and 1.71, 2.15 and 2.55 times the standard deviation."""
+    assert [laplace_clip(b) for b in (2, 3, 4)] == pytest.approx([2.83, 3.89, 5.03], abs=0.01)
+    assert [normal_clip(b) for b in (2, 3, 4)] == pytest.approx([1.71, 2.15, 2.55], abs=0.01)
+
+
+@pytest.mark.parametrize("shape", ["normal", "laplace", "relu", "exponential"])
+def test_aciq_clips_where_few_bits_gain_by_it(shape: str):
+    x = DATA[shape] if shape in DATA else RNG.laplace(size=N).astype(np.float32)
+    few = SPECS["uint4"]
+    found, wide, least = (true_error(x, *f(measured(x), few), few) for f in (aciq, minmax, mse))
+    assert found < 0.7 * wide and found < 1.25 * least
+
+
+@pytest.mark.parametrize("shape", ["normal", "uniform", "relu6", "constant", "far from zero"])
+def test_aciq_does_no_harm_at_eight_bits(shape: str):
+    x, spec = DATA[shape], QuantSpec()
+    assert true_error(x, *aciq(measured(x), spec), spec) <= 1.1 * true_error(x, *minmax(measured(x), spec), spec)
 
 
 def test_nothing_measured():

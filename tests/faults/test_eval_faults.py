@@ -16,7 +16,7 @@ from roadworthy.data.street import CLASS_NAMES, scene
 from roadworthy.errors import InputError
 from roadworthy.jobs.assess import evaluate
 from roadworthy.jobs.sample import detector
-from roadworthy.jobs.search import Ui
+from roadworthy.jobs.trial import Ui
 from roadworthy.model.model import load
 from roadworthy.model.task import METADATA_KEY, Task
 

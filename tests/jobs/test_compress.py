@@ -31,8 +31,8 @@ from roadworthy.jobs import compress as job
 from roadworthy.jobs import search
 from roadworthy.jobs.compress import FILES, Outcome, Settings, compress
 from roadworthy.jobs.sample import detector, scenes
-from roadworthy.jobs.search import Advance, Ui
 from roadworthy.jobs.stages import Stages, pack_reference, unpack_reference
+from roadworthy.jobs.trial import Advance, Ui
 from roadworthy.run import openvino
 from roadworthy.run.targets import TARGETS
 

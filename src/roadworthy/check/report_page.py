@@ -164,6 +164,7 @@ CANDIDATES = (
         kind="text",
         tone=lambda r: "tag-chosen" if r.chosen else "tag-off",
     ),
+    Column("distance", lambda r: r.distance, _fix(4), hint="from the original's outputs, on held-out images"),
     Column("drop", lambda r: r.drop, _fix(2), hint="points; positive is lost"),
     Column("speed ratio", lambda r: r.ratio, lambda v: f"{fixed(v)}×", hint="above 1 is faster"),
     Column("file", lambda r: r.bytes, size_text),

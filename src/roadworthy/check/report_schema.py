@@ -18,7 +18,7 @@ compressed, so positive means lost. THE schema (* required; everything else may 
     speed       [{label*, target, median_ms, p90_ms, qps, load_ms, peak_mb, file_bytes, ratio, ratio_spread [low, high],
                   samples, dropped, end_to_end_ms}]                                 the first row is the baseline
     size        {original {part: bytes}, compressed {part: bytes}}     absent: estimated from `layers`, and said so
-    candidates  [{name*, variant, drop, bytes, ratio, seconds, chosen, why}]
+    candidates  [{name*, variant, distance (held-out images), drop, bytes, ratio, seconds, chosen, why}]
     sensitivity [{layer*, metric, value, cost_rank (1 costs most), kept_float}]
     layers      [{name*, op, output, shape [int | str], macs, parameters, placement "int8" | "float" | "int8 storage",
                   sqnr_db, local_sqnr_db, cosine, max_error, why}]     in the order of execution
@@ -176,6 +176,7 @@ class Size(Part):
 class Candidate(Part):
     name: str
     variant: str | None = None
+    distance: float | None = None
     drop: float | None = None
     bytes: Count | None = None
     ratio: Positive | None = None

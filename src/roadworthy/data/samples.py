@@ -192,6 +192,10 @@ class Samples(Sequence[Sample]):
         chosen = set(by_lot(self, seed)[:n])
         return self._with(sample for sample in self if sample in chosen)
 
+    def where(self, wanted: Callable[[Sample], bool]) -> Samples:
+        """The samples that are wanted, in the order of the set."""
+        return self._with(s for s in self if wanted(s))
+
     @property
     def content_id(self) -> str:
         """SHA-256 (hex) over kind, class names, sorted sample names, file bytes and labels; read once, then kept.

@@ -16,7 +16,7 @@ from roadworthy.check.inspect import inspect, table_rows, totals
 from roadworthy.data.readers import read
 from roadworthy.errors import InputError
 from roadworthy.jobs.evidence import _detail
-from roadworthy.jobs.search import Ui
+from roadworthy.jobs.trial import Ui
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
 from roadworthy.model.recognize import recognize

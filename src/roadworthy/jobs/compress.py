@@ -32,7 +32,7 @@ from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.evidence import Evidence, gather
-from roadworthy.jobs.search import EFFORT_IMAGES, Search, Trial, Ui
+from roadworthy.jobs.search import Search, calibration_images
 from roadworthy.jobs.stages import (
     Stages,
     pack_predictions,
@@ -42,6 +42,7 @@ from roadworthy.jobs.stages import (
     unpack_reference,
     unpack_statistics,
 )
+from roadworthy.jobs.trial import Trial, Ui
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
 from roadworthy.model.qdq import from_qdq, has_qdq
@@ -367,7 +368,7 @@ def _calibrate(
     stages: Stages, model: Model, calibration: Samples, replay: Recipe | None, settings: Settings, ui: Ui
 ) -> None:
     """One pass over the calibration images before anything else looks at images; kept as a stage."""
-    recipe = replay or Recipe((), EFFORT_IMAGES[settings.effort], settings.seed)
+    recipe = replay or Recipe((), calibration_images(settings.effort, len(calibration)), settings.seed)
     chosen = recipe.choose(calibration)
     folded = Fold()(model, chosen)
     kept = stages.get("statistics")

@@ -19,7 +19,8 @@ from roadworthy.data.dataset import Dataset
 from roadworthy.data.samples import Samples
 from roadworthy.detect.detections import Detections
 from roadworthy.detect.evaluate import DetectionScores, Interval
-from roadworthy.jobs.search import Search, Trial
+from roadworthy.jobs.search import Search
+from roadworthy.jobs.trial import Trial
 from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
@@ -311,6 +312,7 @@ def _candidates(searches: list[Search], best: Trial) -> list[dict[str, Any]]:
                 {
                     "name": f"{trial.name} on {search.target}",
                     "variant": trial.variant,
+                    "distance": trial.distance,
                     "drop": None if trial.judgement is None else trial.judgement.drop,
                     "bytes": len(trial.deployed),
                     "ratio": trial.ratio,

@@ -7,14 +7,17 @@
     3. Else the weights are stored as integers and computed with in float: as fast as the original, a quarter of its
        size. If that breaks the budget, the worst layers are stored with 16 bits, then left alone.
 
-Layers and observers are chosen on calibration images. The test images judge; how often they were looked at is reported.
+    4. Before it is judged, the int8 model is improved step by step (jobs/improve.py).
+
+Everything is chosen on calibration images: ranges on those that the recipe names, candidates by the task distance on
+others (`probes`), so that no candidate is judged by the images it was fitted to. The test images give the verdict; how
+often they were looked at is reported.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -26,6 +29,8 @@ from roadworthy.check.bench import Entry, bench
 from roadworthy.check.judge import Judge, Judgement, distance
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
+from roadworthy.jobs.improve import GAIN, IMPROVEMENTS
+from roadworthy.jobs.trial import Sensitivity, Trial, Ui
 from roadworthy.model.model import Model
 from roadworthy.model.qdq import to_qdq
 from roadworthy.model.task import Task
@@ -37,63 +42,22 @@ from roadworthy.run.targets import TARGETS
 FASTER = 1.05
 """int8 must beat float by this factor; less is within what a short measurement can tell apart."""
 EFFORT_IMAGES = {"quick": 32, "normal": 128, "thorough": 256}
-EFFORT_OBSERVERS = {
-    "quick": ("mse",),
-    "normal": ("mse", "percentile", "minmax"),
-    "thorough": ("mse", "percentile", "minmax", "kl"),
-}
+HELD_OUT = {"quick": 12, "normal": 32, "thorough": 64}
+"""Calibration images that candidates are compared on; at most a fifth of all."""
+FEWEST = 4
 ATTEMPTS = 3
 SENSITIVITY_IMAGES = {"quick": 4, "normal": 8, "thorough": 16}
 
-Advance = Callable[[int], None]
+
+def calibration_images(effort: str, count: int) -> int:
+    """How many of `count` calibration images are calibrated with; the others are held out."""
+    return max(min(EFFORT_IMAGES[effort], count - held_out_images(effort, count)), 1)
 
 
-class Ui:
-    """Where a job tells what it does; this one is silent."""
-
-    @contextmanager
-    def stage(self, text: str, total: int | None = None) -> Iterator[Advance]:
-        """A piece of work; the function it gives takes the number of finished parts."""
-        yield lambda done: None
-
-    def note(self, text: str) -> None:
-        """One line worth knowing."""
-
-
-@dataclass(eq=False)
-class Trial:
-    """One candidate: how it was made and what came of it."""
-
-    name: str
-    variant: str
-    target: str
-    recipe: Recipe
-    data: bytes
-    model: Model
-    predictions: Predictions | None = None
-    judgement: Judgement | None = None
-    ratio: float | None = None
-    seconds: float = 0.0
-    why: str = ""
-
-    @cached_property
-    def deployed(self) -> bytes:
-        """What is shipped: the ONNX file itself, or what the target makes of it."""
-        return TARGETS[self.target].deploy(self.data)
-
-
-@dataclass
-class Sensitivity:
-    """Damage of one layer alone.   value: mean task distance.   gain: share of all multiplications (or bytes)."""
-
-    layer: str
-    value: float
-    gain: float
-
-    def merit(self, layers: int) -> float:
-        """Damage avoided per cost of keeping the layer in float: its share of the work, and a quarter of an average
-        layer's share for the conversions around it."""
-        return self.value / (self.gain + 0.25 / layers)
+def held_out_images(effort: str, count: int) -> int:
+    """How many of `count` calibration images candidates are compared on; 0 where there are too few to spare any."""
+    spare = min(HELD_OUT[effort], count // 5)
+    return spare if spare >= FEWEST else 0
 
 
 @dataclass
@@ -117,7 +81,38 @@ class Search:
 
     @property
     def images(self) -> int:
-        return EFFORT_IMAGES[self.effort]
+        return calibration_images(self.effort, len(self.calibration))
+
+    @cached_property
+    def held_out(self) -> Samples:
+        """Calibration images that no recipe of this search calibrates with; all of them where there are very few."""
+        count = held_out_images(self.effort, len(self.calibration))
+        used = {s.name for s in self.recipe().choose(self.calibration)}
+        rest = self.calibration.where(lambda s: s.name not in used)
+        return rest.take(count, self.seed) if count else self.calibration
+
+    @cached_property
+    def probes(self) -> list[tuple[NDArray, dict[str, NDArray]]]:
+        """Input tensors of the held-out images and the original's outputs for them."""
+        return self._probes(self.held_out)
+
+    def distance(self, trial: Trial) -> float:
+        """How far the candidate's outputs are from the original's on the held-out images, on its own target."""
+        runner = TARGETS[self.target].runner(trial.deployed, self.threads)
+        return float(
+            np.mean([distance(want, runner.run({self.model.input_name: t}), self.task) for t, want in self.probes])
+        )
+
+    def note_sensitivity(self, metric: str, found: Mapping[str, float]) -> None:
+        """Keep for the report what single layers cost, unless something has been noted already."""
+        if self.sensitivity:
+            return
+        folded = Fold()(self.model, self.calibration)
+        total = sum(multiplications(u) for u in units(folded.ir)) or 1
+        self.sensitivity_metric = metric
+        self.sensitivity = [
+            Sensitivity(u.name, found[u.name], multiplications(u) / total) for u in units(folded.ir) if u.name in found
+        ]
 
     def recipe(self, *steps: object) -> Recipe:
         return Recipe((Fold(), *steps, CorrectBias()), self.images, self.seed)
@@ -129,13 +124,15 @@ class Search:
             return [self._integers_alone()]
         stored = self.build("stored weights", "int8-stored weights", self.recipe(StoreWeights()))
         self.trials.append(stored)
-        int8 = self._best_int8()
+        int8 = self._plain_int8()
         found = None
         if int8 is not None:
             self.trials.insert(0, int8)
             self._measure_speed([int8, stored])
             if int8.ratio is not None and int8.ratio >= FASTER:
-                found = self._int8_under_budget(int8)
+                best = self._improved(int8)
+                best.ratio = best.ratio or int8.ratio
+                found = self._int8_under_budget(best)
             else:
                 if self.effort != "quick":
                     self.evaluate(int8)
@@ -149,10 +146,11 @@ class Search:
 
     def _integers_alone(self) -> Trial:
         """On a target that is only simulated here nothing is measured, and there is no float to fall back on."""
-        int8 = self._best_int8()
+        int8 = self._plain_int8()
         if int8 is None:
             raise InputError(f"{self.warnings[-1]}; choose another target")
         self.trials.insert(0, int8)
+        int8 = self._improved(int8)
         holds = self.evaluate(int8).holds
         int8.why = "chosen: " + (
             "the budget holds" if holds else "all that this target computes; the budget does not hold"
@@ -186,8 +184,8 @@ class Search:
         )
         return trial.judgement
 
-    def _best_int8(self) -> Trial | None:
-        """The int8 candidate whose observer disturbs the outputs least on calibration images."""
+    def _plain_int8(self) -> Trial | None:
+        """int8 wherever the target computes in it, with nothing on top."""
         first = Quantize(self.target)
         folded = Fold()(self.model, self.calibration)
         placement = first.placement(folded, self.recipe().choose(self.calibration))
@@ -195,20 +193,33 @@ class Search:
             reasons = sorted(set(placement.why_float.values()))
             self.warnings.append(f"no layer runs in int8 on {self.target}: {'; '.join(reasons) or 'it has no weights'}")
             return None
-        candidates = []
-        observers = EFFORT_OBSERVERS[self.effort]
-        with self.ui.stage(f"observers on {self.target}", len(observers)) as advance:
-            probes = self._probes(SENSITIVITY_IMAGES[self.effort] * 3)
-            for done, observer in enumerate(observers, 1):
-                trial = self.build(f"int8 ({observer})", "int8", self.recipe(replace(first, observer=observer)))
-                damage = self._damage(trial.data, probes)
-                candidates.append((damage, trial))
-                advance(done)
-        candidates.sort(key=lambda pair: pair[0])
-        best = candidates[0][1]
-        for damage, trial in candidates[1:]:
-            trial.why = f"rejected: disturbs calibration outputs more ({damage:.3f} against {candidates[0][0]:.3f})"
-            self.trials.append(trial)
+        with self.ui.stage(f"int8 for {self.target}"):
+            trial = self.build("int8", "int8", self.recipe(first))
+            trial.distance = self.distance(trial)
+        return trial
+
+    def _improved(self, best: Trial) -> Trial:
+        """The candidate with every improvement that helps on the held-out images; each one tried is a trial."""
+        wanted = [step for step in IMPROVEMENTS if self.effort in step.efforts]
+        for step in wanted:
+            started = time.monotonic()
+            recipe = step.change(self, best)
+            if recipe is None:
+                continue
+            with self.ui.stage(f"{step.name} for {self.target}"):
+                trial = self.build(f"int8, {step.name}", "int8", recipe)
+                trial.distance = self.distance(trial)
+            trial.seconds = time.monotonic() - started
+            before, after = best.distance or 0.0, trial.distance
+            told = f"held-out distance {after:.4f} against {before:.4f}"
+            if after < before * (1 - GAIN):
+                best.why, trial.why = f"improved on by {step.name}", f"kept: {told}"
+                self.trials.insert(0, trial)
+                best = trial
+            else:
+                trial.why = f"rejected: {told}"
+                self.trials.append(trial)
+            self.ui.note(f"{trial.name} on {self.target}: {trial.why}")
         return best
 
     def _measure_speed(self, trials: list[Trial]) -> None:
@@ -284,11 +295,10 @@ class Search:
 
     # Sensitivity
 
-    def _probes(self, count: int) -> list[tuple[NDArray, dict[str, NDArray]]]:
-        """Input tensors of some calibration images and the original's outputs for them."""
+    def _probes(self, samples: Samples) -> list[tuple[NDArray, dict[str, NDArray]]]:
+        """Input tensors of some images and the original's outputs for them."""
         runner = TARGETS["ort"].runner(self.model.float_bytes(), self.threads)
-        chosen = self.calibration.take(min(count, len(self.calibration)), self.seed)
-        tensors = [tensor_of(s, self.task)[0] for s in chosen]
+        tensors = [tensor_of(s, self.task)[0] for s in samples]
         return [(t, runner.run({self.model.input_name: t})) for t in tensors]
 
     def _damage(self, data: bytes, probes: list[tuple[NDArray, dict[str, NDArray]]]) -> float:
@@ -306,7 +316,7 @@ class Search:
         all_units = units(folded.ir)
         names = [u.name for u in all_units]
         total = sum(multiplications(u) for u in all_units) or 1
-        probes = self._probes(SENSITIVITY_IMAGES[self.effort])
+        probes = self.probes[: SENSITIVITY_IMAGES[self.effort]]
         correct = CorrectBias()
         found = []
         with self.ui.stage(f"sensitivity of {len(names)} layers", len(names)) as advance:

@@ -3,11 +3,15 @@
     q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)        x' = (q - zero_point) * scale
 
 as ONNX QuantizeLinear and DequantizeLinear define it. `scale` and `zero_point` are scalars, or vectors along `axis`.
+With `levels` only some codes occur, and q is the level nearest to x / scale: logarithmic grids and codebooks are grids
+of int8 codes with holes, so whatever runs int8 codes runs them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,8 @@ class QuantSpec:
     bits: 2..16.   signed: int or uint.   axis: one scale per index along this axis, or None for one per tensor.
     symmetric: the range is centred on zero (weights; some targets also want it for activations).
     observer: a key of `OBSERVERS`, which turns what was measured into a range.
+    grid: where the codes of a weight may lie, a key of `quantize.weights.GRIDS`; bits then counts what names a level.
+    power_of_two: scales are powers of two, for devices that only shift.
     """
 
     bits: int = 8
@@ -28,6 +34,8 @@ class QuantSpec:
     axis: int | None = None
     symmetric: bool = False
     observer: str = "mse"
+    grid: str = "linear"
+    power_of_two: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +43,7 @@ class Encoding:
     """How a value is quantized: scale (float32) and zero point (int64), scalar or one per index along `axis`.
 
     storage: the codes only save space; the value is expanded on loading and computed with in float (weights).
+    levels: the codes that may occur, ascending, or None for every code of `bits` bits (8 or 16, then).
     """
 
     scale: NDArray[np.float32]
@@ -43,6 +52,7 @@ class Encoding:
     signed: bool = False
     axis: int | None = None
     storage: bool = False
+    levels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         scale = np.asarray(self.scale, np.float32)
@@ -55,6 +65,13 @@ class Encoding:
             raise ValueError("every scale must be finite and positive")
         if (zero < self.qmin).any() or (zero > self.qmax).any():
             raise ValueError(f"zero point outside {self.qmin}..{self.qmax}")
+        if self.levels is not None:
+            levels = tuple(int(v) for v in self.levels)
+            if not levels or any(a >= b for a, b in pairwise(levels)):
+                raise ValueError("levels must be distinct codes in ascending order, one at least")
+            if levels[0] < (-self.qmax if self.signed else 0) or levels[-1] > self.qmax:
+                raise ValueError(f"a level lies outside the codes of {self.bits} bits")
+            object.__setattr__(self, "levels", levels)
         scale.setflags(write=False)
         zero.setflags(write=False)
         object.__setattr__(self, "scale", scale)
@@ -82,6 +99,16 @@ class Encoding:
         hi = (self.qmax - self.zero_point) * self.scale
         return float(np.min(lo)), float(np.max(hi))
 
+    @property
+    def index_bits(self) -> int:
+        """Bits that tell which code a value has: what a weight costs where codes are packed."""
+        return self.bits if self.levels is None else max((len(self.levels) - 1).bit_length(), 1)
+
+    @cached_property
+    def _middles(self) -> NDArray[np.float32]:
+        levels = np.asarray(self.levels, np.float32)
+        return (levels[1:] + levels[:-1]) * np.float32(0.5)
+
     def _shaped(self, array: NDArray, ndim: int) -> NDArray:
         if self.axis is None:
             return array
@@ -92,6 +119,9 @@ class Encoding:
     def quantize(self, x: NDArray) -> NDArray[Any]:
         """Codes of x, in `dtype`; x of any shape (with `axis` as long as the scales)."""
         x = np.asarray(x, np.float32)
+        if self.levels is not None:
+            at = x / self._shaped(self.scale, x.ndim) + self._shaped(self.zero_point, x.ndim).astype(np.float32)
+            return np.asarray(self.levels, self.dtype)[np.searchsorted(self._middles, at)]
         q = np.rint(x / self._shaped(self.scale, x.ndim)) + self._shaped(self.zero_point, x.ndim)
         return np.clip(q, self.qmin, self.qmax).astype(self.dtype)
 
@@ -113,8 +143,8 @@ class Encoding:
         )
 
     @property
-    def _kind(self) -> tuple[int, bool, int | None, bool]:
-        return self.bits, self.signed, self.axis, self.storage
+    def _kind(self) -> tuple[int, bool, int | None, bool, tuple[int, ...] | None]:
+        return self.bits, self.signed, self.axis, self.storage, self.levels
 
     def __hash__(self) -> int:
         return hash((self._kind, self.scale.tobytes(), self.zero_point.tobytes()))
@@ -160,10 +190,20 @@ def scales_of_ranges(lo: NDArray, hi: NDArray, spec: QuantSpec) -> tuple[NDArray
     lo, hi = np.minimum(lo, 0.0).astype(np.float64), np.maximum(hi, 0.0).astype(np.float64)
     if spec.symmetric:
         middle = 0 if spec.signed else (qmax + 1) // 2
-        scale = np.maximum(np.maximum(-lo, hi) / (qmax - middle), _TINY).astype(np.float32)
+        scale = _rounded_up(np.maximum(np.maximum(-lo, hi) / (qmax - middle), _TINY).astype(np.float32), spec)
         return scale, np.full(scale.shape, middle, np.int64)
-    scale = np.maximum((hi - lo) / (qmax - qmin), _TINY).astype(np.float32)
+    scale = _rounded_up(np.maximum((hi - lo) / (qmax - qmin), _TINY).astype(np.float32), spec)
     return scale, np.clip(np.rint(qmin - lo / scale), qmin, qmax).astype(np.int64)
+
+
+def _rounded_up(scale: NDArray[np.float32], spec: QuantSpec) -> NDArray[np.float32]:
+    return power_of_two_above(scale) if spec.power_of_two else scale
+
+
+def power_of_two_above(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The least power of two that is not below each scale."""
+    mantissa, exponent = np.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in 0.5..1
+    return np.ldexp(np.float32(1), np.where(mantissa == 0.5, exponent - 1, exponent)).astype(np.float32)
 
 
 def code_limits(bits: int, signed: bool) -> tuple[int, int]:

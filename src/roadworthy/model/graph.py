@@ -210,6 +210,13 @@ def opset(model: IrModel) -> int:
     return int(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
 
 
+def set_opset(model: IrModel, version: int, ir_version: int) -> None:
+    """Declare another standard operator set, and the version of the file format that it needs at least."""
+    model.opset_imports.pop("ai.onnx", None)
+    model.opset_imports[""] = version
+    model.ir_version = max(int(model.ir_version or 0), ir_version)
+
+
 def metadata(model: IrModel) -> dict[str, str]:
     """The model's metadata; write into it only on a clone."""
     return model.metadata_props

@@ -9,6 +9,7 @@ the float value keeps its name. Stored weights become Cast and Mul, which every 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,16 @@ from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import Encoding, narrow_codes
 from roadworthy.model.model import Model
+from roadworthy.model.opset import raise_opset
+from roadworthy.model.qdq_notes import ENCODINGS_KEY, annotated, notes_of, read_notes
 from roadworthy.model.task import METADATA_KEY
 from roadworthy.model.units import units
 
 SUFFIX = "/dq"
 RAW = "/raw"
+WIDE_OPSET = 21
+"""The first operator set whose QuantizeLinear makes 16-bit codes."""
+Notes = Mapping[str, Mapping[str, Any]]
 COPY = "/@"
 """Stands between the name of a shared constant and the layer that this copy of it belongs to."""
 
@@ -29,6 +35,10 @@ def to_qdq(model: Model) -> bytes:
     """The model as an ONNX file with Q/DQ nodes, the task contract in its metadata."""
     ir = g.clone(model.ir)
     encodings = model.encodings
+    if any(
+        e.bits > 8 and g.constant(v) is None for n, v in g.values(ir).items() if (e := encodings.get(n)) is not None
+    ):
+        raise_opset(ir, WIDE_OPSET)
     constants = _Constants(ir)
     anchors = {id(u.anchor): u for u in units(ir)}
     computes: set[int] = set()
@@ -37,6 +47,7 @@ def to_qdq(model: Model) -> bytes:
         if weight is not None and not weight.storage and str(unit.input.name) in encodings:
             computes.update(id(n) for n in unit.nodes)
             _quantize_bias(ir, unit.anchor, encodings[str(unit.input.name)], weight, constants)
+    written = {n for n, v in g.values(ir).items() if n in encodings and g.constant(v) is not None}
     _quantize_weights(ir, encodings, constants)
     # A weightless operator computes in int8 when everything that it reads and makes has codes.
     for node in g.nodes(ir):
@@ -51,6 +62,9 @@ def to_qdq(model: Model) -> bytes:
     ir = g.strip_docs(g.drop_dead(ir))
     if model.task is not None:
         g.metadata(ir)[METADATA_KEY] = model.task.to_json()
+    g.metadata(ir).pop(ENCODINGS_KEY, None)
+    if (notes := notes_of({n: encodings[n] for n in written})) is not None:
+        g.metadata(ir)[ENCODINGS_KEY] = notes
     return g.to_bytes(ir)
 
 
@@ -196,15 +210,16 @@ def _stored_weight(node: g.Node) -> bool:
 def from_qdq(model: Model) -> Model:
     """Fold Q/DQ nodes and stored weights back into a float graph with encodings."""
     ir = g.clone(model.ir)
+    notes = read_notes(g.metadata(ir).pop(ENCODINGS_KEY, None), model.source)
     found: dict[str, Encoding] = dict(model.encodings)
     for node in g.nodes(ir):
         if _stored_weight(node):
-            _import_stored(ir, node, found)
+            _import_stored(ir, node, found, notes)
         elif _is_dequantize(node):
             source = node.inputs[0]
             maker = source.producer() if source is not None else None
             if g.constant(source) is not None:
-                _import_constant(ir, node, found)
+                _import_constant(ir, node, found, notes)
             elif maker is not None and maker.op_type == "QuantizeLinear":
                 _import_pair(ir, maker, node, found)
     ir = g.drop_dead(ir)
@@ -242,7 +257,7 @@ def _encoding_of(node: g.Node, like: np.ndarray | None = None) -> Encoding:
 _CODES = frozenset(np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16))
 
 
-def _import_constant(ir: g.IrModel, node: g.Node, found: dict[str, Encoding]) -> None:
+def _import_constant(ir: g.IrModel, node: g.Node, found: dict[str, Encoding], notes: Notes) -> None:
     source, out = node.inputs[0], node.outputs[0]
     array = g.constant(source)
     assert array is not None
@@ -251,7 +266,7 @@ def _import_constant(ir: g.IrModel, node: g.Node, found: dict[str, Encoding]) ->
         scale = np.asarray(g.constant(node.inputs[1]), np.float32)
         made = _fresh_constant(ir, name, (array * scale.astype(np.float64)).astype(np.float32))
     else:
-        encoding = _encoding_of(node, array)
+        encoding = annotated(_encoding_of(node, array), array, notes.get(name))
         expanded = encoding.dequantize(array)
         known = ir.graph.initializers.get(name)
         held = g.constant(known)
@@ -264,7 +279,7 @@ def _import_constant(ir: g.IrModel, node: g.Node, found: dict[str, Encoding]) ->
     g.remove_node(ir, node)
 
 
-def _import_stored(ir: g.IrModel, mul: g.Node, found: dict[str, Encoding]) -> None:
+def _import_stored(ir: g.IrModel, mul: g.Node, found: dict[str, Encoding], notes: Notes) -> None:
     cast = mul.inputs[0].producer()  # type: ignore[union-attr]
     array = g.constant(cast.inputs[0])  # type: ignore[union-attr]
     scale = g.constant(mul.inputs[1])
@@ -272,8 +287,10 @@ def _import_stored(ir: g.IrModel, mul: g.Node, found: dict[str, Encoding]) -> No
     axis = array.ndim - scale.ndim if scale.ndim else None
     flat = scale.reshape(-1) if axis is not None else scale.reshape(())
     zero = np.zeros(flat.shape, np.int64)
+    name = str(mul.outputs[0].name).removesuffix(SUFFIX)
     encoding = Encoding(flat, zero, 8 * array.dtype.itemsize, True, axis, storage=True)
-    made = _fresh_constant(ir, str(mul.outputs[0].name).removesuffix(SUFFIX), encoding.dequantize(array))
+    encoding = annotated(encoding, array, notes.get(name))
+    made = _fresh_constant(ir, name, encoding.dequantize(array))
     found[str(made.name)] = encoding
     g.replace_uses(mul.outputs[0], made)
     g.remove_node(ir, mul)

@@ -54,11 +54,12 @@ def correct_bias(model: Model, statistics: Mapping[str, Statistics]) -> Model:
             continue
         rounding = encoding.dequantize(narrow_codes(weight, encoding)).astype(np.float64) - weight
         shift = mean_shift(unit, rounding, gathered.channel_mean)
-        _add_to_bias(ir, unit, -shift)
+        add_to_bias(ir, unit, -shift)
     return model.with_ir(ir, "correct bias")
 
 
-def _add_to_bias(ir: g.IrModel, unit: Unit, amount: NDArray) -> None:
+def add_to_bias(ir: g.IrModel, unit: Unit, amount: NDArray) -> None:
+    """Add an amount (output channels,) to a unit's bias, in a graph that was just cloned."""
     anchor = unit.anchor
     if anchor.op_type == "MatMul":
         add = next((n for n in unit.nodes if n.op_type == "Add"), None)

@@ -28,6 +28,17 @@ def with_outputs(model: bytes, names: Sequence[str]) -> bytes:
     return proto.SerializeToString()
 
 
+def with_weights_as_inputs(model: bytes, names: Sequence[str]) -> bytes:
+    """The same model, in which other arrays may be fed in place of the named initializers."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model)
+    for tensor in proto.graph.initializer:
+        if tensor.name in set(names):
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return proto.SerializeToString()
+
+
 class OrtRunner:
     """A session of ONNX Runtime; taps are read by exposing them as outputs of a second session, made once per set."""
 

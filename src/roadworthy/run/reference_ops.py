@@ -113,7 +113,7 @@ def _conv_transpose(node: g.Node, inputs: Inputs) -> list[Array]:
             rows = slice(top, top + (h - 1) * strides[0] + 1, strides[0])
             full[:, :, rows, left : left + (wide - 1) * strides[1] + 1 : strides[1]] += part
     made = np.zeros(shape)
-    cut = _cut_pixels(node, full.shape[2:], shape[2:])
+    cut = cut_pixels(node, full.shape[2:], shape[2:])
     kept = full[:, :, cut[0] : cut[0] + shape[2], cut[1] : cut[1] + shape[3]]
     made[:, :, : kept.shape[2], : kept.shape[3]] = kept
     if len(inputs) > 2 and inputs[2] is not None:
@@ -121,7 +121,7 @@ def _conv_transpose(node: g.Node, inputs: Inputs) -> list[Array]:
     return [made.astype(np.float32)]
 
 
-def _cut_pixels(node: g.Node, full: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, int]:
+def cut_pixels(node: g.Node, full: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, int]:
     """Pixels that a ConvTranspose leaves out at the top and left."""
     auto = g.attribute(node, "auto_pad", "NOTSET")
     if g.attribute(node, "output_shape", None) is None and auto in ("NOTSET", "VALID"):

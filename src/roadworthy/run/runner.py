@@ -46,6 +46,8 @@ class Target:
         costs no accuracy; the value in front of the activation then has codes of its own.
     whole: every layer gains from int8, those at the tail as well, whose results are float; Concats on codes need no
         common range (an input of other codes is translated); pictures are quantized to the very levels they have.
+    activation_bits: how many bits the codes of activations may have; layers between codes of 16 bits compute in float
+        where the runtime has no kernels for them, and give what a device that has them would.
     symmetric_activations: activations must be quantized with the zero point in the middle.
     quantized_bias: biases are stored as int32 at scale (input scale x weight scale).
     load: model bytes, threads -> runner.   available: whether it is installed here.   missing: what to say where not.
@@ -66,6 +68,7 @@ class Target:
     channel_activations: bool = False
     tables: bool = False
     whole: bool = False
+    activation_bits: tuple[int, ...] = (8,)
     simulated: bool = False
     missing: str = ""
     file: str = "model.onnx"

@@ -104,6 +104,7 @@ TARGETS: dict[str, Target] = {
         symmetric_activations=False,
         quantized_bias=True,
         load=ort.load,
+        activation_bits=(8, 16),
     ),
     "openvino": Target(
         name="openvino",
@@ -115,6 +116,7 @@ TARGETS: dict[str, Target] = {
         symmetric_activations=False,
         quantized_bias=True,
         load=openvino.load,
+        activation_bits=(8, 16),
         available=openvino.available,
         missing="the target openvino is not installed; `pip install 'roadworthy[openvino]'`",
     ),

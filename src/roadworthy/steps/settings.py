@@ -15,12 +15,19 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import units
 
 WEIGHT_OBSERVERS = ("minmax", "mse")
+GRANULARITIES = ("channel", "tensor")
+SCALES = ("free", "power_of_two")
 NAMES = tuple[str, ...]
 NUMBERS = tuple[tuple[str, int], ...]
 
 
 def choice(default: str, allowed: Iterable[str]) -> Any:
     """A field that holds one of some words."""
+    return field(default=default, metadata={"allowed": tuple(allowed)})
+
+
+def one_of(default: int, allowed: Iterable[int]) -> Any:
+    """A field that holds one of some whole numbers."""
     return field(default=default, metadata={"allowed": tuple(allowed)})
 
 
@@ -54,6 +61,12 @@ def read_settings(kind: type[Any], settings: dict[str, Any], step: str, where: s
         made[key] = _typed(value, hints[key], told)
         _within(made[key], known[key], told)
     return kind(**made)
+
+
+def check_settings(step: Any) -> None:
+    """Raises InputError naming the setting of a step, made in Python, that holds what it must not."""
+    for known in fields(step):
+        _within(getattr(step, known.name), known, f"`{type(step).__name__}.{known.name}`")
 
 
 def plain(value: Any) -> Any:
@@ -92,7 +105,7 @@ def _typed(value: Any, hint: Any, told: str) -> Any:
 def _within(value: Any, known: Field[Any], told: str) -> None:
     allowed = known.metadata.get("allowed")
     if allowed is not None and value not in allowed:
-        raise InputError(f"{told} is {value!r}; known are {', '.join(allowed)}")
+        raise InputError(f"{told} is {value!r}; known are {', '.join(map(str, allowed))}")
     if "least" in known.metadata:
         least, most = known.metadata["least"], known.metadata["most"]
         for number in [v for _, v in value] if isinstance(value, tuple) else [value]:

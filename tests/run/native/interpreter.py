@@ -3,12 +3,14 @@ operation. The arena starts as garbage, so that a border or a pixel that nobody 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.run import arithmetic as ar
+from roadworthy.run.native.pack import PACKED, unpack
 from roadworthy.run.native.plan import Op, Plan, PlanOp, PlanTensor, bits_float
 
 NAMES = {code: name for name, code in ar.UNARY.items()}
@@ -80,9 +82,10 @@ def conv(op: PlanOp, views: list[NDArray], tensors: list[PlanTensor]) -> None:
     depthwise = op.code == Op.DEPTHWISE
     assert (x.shape[2] == cin and y.shape[2] == cout and x.strides[2] in (x.itemsize, 0)) or cin == 1
     floats = x.dtype == np.float32
+    packed, weight_kind = weight_kind >= PACKED, weight_kind % PACKED
     dtype = (np.float32 if floats else np.int8) if weight_kind == 0 else (np.int8, np.int16)[weight_kind - 1]
     shape = (kh, kw, cin) if depthwise else (cout, kh, kw, cin)
-    w = np.frombuffer(weights, dtype).reshape(shape)
+    w = (unpack(weights, math.prod(shape), dtype) if packed else np.frombuffer(weights, dtype)).reshape(shape)
     if weight_kind:
         s = np.frombuffer(weight_scale, np.float32)
         w = w.astype(np.float32) * (s if depthwise else s[:, None, None, None])

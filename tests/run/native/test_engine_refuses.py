@@ -18,6 +18,10 @@ native = pytest.importorskip("roadworthy._native", reason="needs the compiled en
 F = np.float32
 
 
+PACKED_ONES = b"\1\0\2\0" + b"\1\2\0\0" + bytes(6) + b"\x20"  # 54 weights of one bit; the last is a two
+"""Codes 1, and once 2."""
+
+
 def conv_plan(**changes: object) -> Plan:
     """Input 1x4x4x2 -> codes with a border of one -> 3x3 convolution to 3 channels -> float output."""
     tensors = {
@@ -74,6 +78,16 @@ def test_the_plan_is_right_to_begin_with():
     assert np.array_equal(y[0], np.repeat(((sums + 18 * 7) * 0.5)[..., None], 3, -1).astype(F))
 
 
+def test_packed_weights_are_expanded():
+    x = np.random.default_rng(0).integers(-3, 4, (1, 2, 4, 4)).astype(F)
+    plain = np.ones(54, np.int8)
+    plain[-1] = 2
+    made = [native.Session(conv_plan(**c).to_bytes(), 1).run([x])[0]
+            for c in ({"weights": plain.tobytes()}, {"weights": PACKED_ONES, "kind": 16})]  # fmt: skip
+    assert np.array_equal(*made)
+    assert not np.array_equal(made[0], native.Session(conv_plan().to_bytes(), 1).run([x])[0])
+
+
 @pytest.mark.parametrize(
     ("entries", "zero", "word"), [(1024, 1023, None), (256, 0, "table"), (1024, 1024, "zero"), (1024, -1, "zero")]
 )
@@ -111,6 +125,25 @@ def test_a_table_of_ten_bits_is_checked(entries: int, zero: int, word: str | Non
         ({"ua": 0x7FC00000}, ("layer", "ua")),
         ({"weights": b"\1" * 53}, ("layer", "53 bytes of weights", "54")),
         ({"weights": b"\x80" * 54}, ("layer", "-128")),
+        ({"kind": 3}, ("layer", "no known kind")),
+        ({"kind": 15}, ("layer", "no known kind")),
+        ({"kind": 19}, ("layer", "weight kind")),
+        ({"kind": -1}, ("layer", "weight kind")),
+        ({"kind": 17, "weights": PACKED_ONES}, ("layer", "stored")),
+        ({"kind": 16, "weights": b""}, ("layer", "head")),
+        ({"kind": 16, "weights": b"\1\0\2"}, ("layer", "head")),
+        ({"kind": 16, "weights": PACKED_ONES[:-1]}, ("layer", "14 bytes of packed weights", "15")),
+        ({"kind": 16, "weights": PACKED_ONES + b"\0"}, ("layer", "16 bytes of packed weights", "15")),
+        ({"kind": 16, "weights": b"\0" + PACKED_ONES[1:]}, ("layer", "no known form")),
+        ({"kind": 16, "weights": b"\x08" + PACKED_ONES[1:]}, ("layer", "no known form")),
+        ({"kind": 16, "weights": b"\xff" + PACKED_ONES[1:]}, ("layer", "no known form")),
+        ({"kind": 16, "weights": b"\1\1" + PACKED_ONES[2:]}, ("layer", "no known form")),
+        ({"kind": 16, "weights": b"\1\0\3\0" + PACKED_ONES[4:]}, ("layer", "palette")),
+        ({"kind": 16, "weights": b"\1\0\0\0" + PACKED_ONES[4:]}, ("layer", "palette")),
+        ({"kind": 16, "weights": b"\1\0\xff\xff" + PACKED_ONES[4:]}, ("layer", "palette")),
+        ({"kind": 16, "weights": b"\1\0\1\0" + PACKED_ONES[4:]}, ("layer", "outside its palette")),
+        ({"kind": 16, "weights": PACKED_ONES[:-1] + b"\xff"}, ("layer", "behind the last")),
+        ({"kind": 16, "weights": PACKED_ONES[:4] + b"\1\x80" + PACKED_ONES[6:]}, ("layer", "-128")),
         ({"bias": b""}, ("layer", "biases")),
         ({"bias": np.full(3, 2**31 - 1, np.int32).tobytes()}, ("layer", "overflow")),
         ({"scale": np.full(3, np.nan, F).tobytes()}, ("layer", "scales")),

@@ -94,7 +94,7 @@ def resize_scale(node: g.Node, axis: int, source: int, target: int) -> np.float3
 
 def nearest_pixels(node: g.Node, axis: int, source: int, target: int) -> NDArray[np.int32]:
     """For each output pixel along an axis, the input pixel that a nearest Resize takes."""
-    at = _positions(node, axis, source, target)
+    at = positions(node, axis, source, target)
     mode = g.attribute(node, "nearest_mode", "round_prefer_floor")
     if mode == "round_prefer_floor":
         found = np.ceil(at - F(0.5))
@@ -109,13 +109,13 @@ def nearest_pixels(node: g.Node, axis: int, source: int, target: int) -> NDArray
 
 def linear_taps(node: g.Node, axis: int, source: int, target: int) -> Taps:
     """For each output pixel along an axis, the two input pixels of a linear Resize and the share of the second."""
-    at = np.clip(_positions(node, axis, source, target), F(0), F(source - 1))
+    at = np.clip(positions(node, axis, source, target), F(0), F(source - 1))
     low = np.floor(at)
     weight = np.asarray(at - low, np.float32)
     return Taps(low.astype(np.int32), np.minimum(low + 1, source - 1).astype(np.int32), weight)
 
 
-def _positions(node: g.Node, axis: int, source: int, target: int) -> F32:
+def positions(node: g.Node, axis: int, source: int, target: int) -> F32:
     """Where the output pixels lie on the input's axis, float32 as other runtimes compute it."""
     mode = g.attribute(node, "coordinate_transformation_mode", "half_pixel")
     refused = {"antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}

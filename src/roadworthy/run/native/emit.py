@@ -11,6 +11,7 @@ import numpy as np
 from roadworthy.errors import UnsupportedError
 from roadworthy.run.native.arena import Life, assign, padded
 from roadworthy.run.native.network import NO_BORDER, Array, Link, Network, Operand, Step, is_image
+from roadworthy.run.native.pack import packed_operation
 from roadworthy.run.native.place import Placement, adapt, copy_views
 from roadworthy.run.native.plan import ALIGN, ARENA, CONSTANT, DTYPE_BYTES, MAX_RANK, Op, Plan, PlanOp, PlanTensor, Port
 from roadworthy.run.native.views import View, merged
@@ -60,7 +61,7 @@ def emit(network: Network, placement: Placement, text: str = "", in_place: bool 
     ops = []
     for op in made.ops:
         ids = tuple(numbers.setdefault(_tensor(made, t), len(numbers)) for t in op.tensors)
-        ops.append(PlanOp(op.code, ids, op.attributes, op.blobs, op.name))
+        ops.append(PlanOp(op.code, ids, *packed_operation(op.code, op.attributes, op.blobs), op.name))
     ports = []
     for array in (*network.inputs, *network.outputs):
         view = placement.view(array)

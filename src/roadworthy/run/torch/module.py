@@ -1,0 +1,148 @@
+"""The graph as an `nn.Module`: the nodes in order, each by its row in OPERATORS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from roadworthy.errors import InputError, UnsupportedError
+from roadworthy.model import graph as g
+from roadworthy.model.model import Model
+from roadworthy.model.units import units
+from roadworthy.run.torch.operators import OPERATORS
+
+
+class GraphModule(nn.Module):
+    """A float graph. Weights, biases and slopes of its layers are parameters, all other constants buffers.
+
+    Both are registered under the name of their initializer ("head.0.weight" lies in the submodules `head` and `0`), so
+    that `named_parameters` and `state_dict` speak the graph's language. `.double()` and `.to()` work as usual.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.source = model.source
+        self.input_name, self.input_shape = model.input_name, model.input_shape
+        self.output_names = model.output_names
+        self.value_names = frozenset(g.values(model.ir))
+        self._nodes = g.nodes(model.ir)
+        for node in self._nodes:
+            if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+                raise UnsupportedError(
+                    f"{node.op_type} {node.name!r} is an operator that the PyTorch bridge does not know, so"
+                    f" {model.source} gets no gradients"
+                )
+        owned = _owned(model)
+        self._home: dict[str, tuple[nn.Module, str]] = {}
+        for name, array in constants(model).items():
+            trained = name in owned and array.dtype.kind == "f"
+            self._register(name, torch.from_numpy(np.array(array)), trained)
+        self._dying = _last_uses(self._nodes)
+
+    def forward(self, x: Tensor, taps: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Outputs in graph order, then taps (names of any values of the graph, constants included).
+
+        x: in the shape of the model's input, of the parameters' own type.   Raises KeyError for an unknown tap,
+        InputError for another shape.
+        """
+        if tuple(x.shape) != self.input_shape:
+            raise InputError(
+                f"the input {self.input_name!r} has the shape {tuple(x.shape)}, but the model takes {self.input_shape}"
+            )
+        for name in taps:
+            if name not in self.value_names:
+                raise KeyError(name)
+        wanted = {*self.output_names, *taps}
+        values: dict[str, Tensor] = {self.input_name: x}
+        for node, dying in zip(self._nodes, self._dying):
+            inputs = [None if v is None or not v.name else self._value(values, v.name) for v in node.inputs]
+            for value, made in zip(node.outputs, OPERATORS[node.op_type](node, inputs)):
+                values[str(value.name)] = made
+            for name in dying:  # what nobody reads any more frees its memory, unless a gradient needs it
+                if name not in wanted:
+                    values.pop(name, None)
+        return {name: self._value(values, name) for name in (*self.output_names, *taps)}
+
+    def constant(self, name: str) -> Tensor:
+        """The parameter or buffer of an initializer. Raises KeyError where the graph has none of that name."""
+        home, leaf = self._home[name]
+        return cast(Tensor, home._parameters[leaf] if leaf in home._parameters else home._buffers[leaf])
+
+    def _value(self, values: dict[str, Tensor], name: str) -> Tensor:
+        return values[name] if name in values else self.constant(name)
+
+    def _register(self, name: str, tensor: Tensor, trained: bool) -> None:
+        """A name with dots lies in submodules. `_parameters` and its like are written to directly, as an initializer
+        may be called `type` or `forward`, which `register_parameter` refuses; nothing is looked up as an attribute."""
+        *path, leaf = name.split(".") if all(name.split(".")) else [name]
+        home: nn.Module = self
+        for part in path:
+            if part not in home._modules:
+                home._modules[part] = nn.Module()
+            home = cast(nn.Module, home._modules[part])
+        self._home[name] = home, leaf
+        if trained:
+            home._parameters[leaf] = nn.Parameter(tensor)
+        else:
+            home._buffers[leaf] = tensor
+
+
+def constants(model: Model) -> dict[str, NDArray]:
+    """The arrays of all initializers by name."""
+    found = {name: g.constant(value) for name, value in g.values(model.ir).items()}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _owned(model: Model) -> set[str]:
+    """Names of the constants that layers train: weights, biases, slopes; not bounds such as the 6 of a ReLU6."""
+    found: set[str] = set()
+    for unit in units(model.ir):
+        found |= {str(v.name) for v in (unit.weight, unit.bias) if v is not None}
+        for node in unit.nodes[1:]:
+            added = node.op_type == "Add" and unit.anchor.op_type == "MatMul" and node is unit.nodes[1]
+            if added or node.op_type == "PRelu":
+                found |= {str(v.name) for v in node.inputs if v is not None and g.constant(v) is not None}
+    return found
+
+
+def _last_uses(nodes: Sequence[g.Node]) -> list[list[str]]:
+    """For each node, the values that no later node reads."""
+    last: dict[str, int] = {}
+    for k, node in enumerate(nodes):
+        for value in (*node.outputs, *node.inputs):
+            if value is not None and value.name:
+                last[value.name] = k
+    dying: list[list[str]] = [[] for _ in nodes]
+    for name, k in last.items():
+        dying[k].append(name)
+    return dying
+
+
+def write_back(model: Model, module: GraphModule, step: str) -> Model:
+    parameters = {name: p.detach().cpu().numpy() for name, p in module.named_parameters()}
+    ir = g.clone(model.ir)
+    values = g.values(ir)
+    for name, array in parameters.items():
+        old = g.constant(values.get(name))
+        if old is None or old.shape != array.shape:
+            what = "it does not have" if old is None else f"has the shape {old.shape} there, not {array.shape}"
+            raise InputError(f"the parameter {name!r} cannot be written into {model.source}: {what}; was the module"
+                             " made of another model?")  # fmt: skip
+        if not np.isfinite(array).all():
+            raise InputError(f"the parameter {name!r} became NaN or infinite; train with a lower learning rate")
+        new = array.astype(old.dtype)
+        if not np.array_equal(new, old):
+            g.set_constant(values[name], new)
+    return model.with_ir(ir, step)
+
+
+def run(module: GraphModule, x: NDArray, taps: Sequence[str]) -> dict[str, NDArray]:
+    """One run without gradients, arrays in and out."""
+    with torch.no_grad():
+        found = module(torch.from_numpy(np.array(x, np.float32)), taps)
+    return {name: tensor.numpy().copy() for name, tensor in found.items()}

@@ -1,0 +1,47 @@
+"""Equalize: unequal channels of neighbouring layers, evened out before quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from roadworthy.data.samples import Samples, prefetch
+from roadworthy.errors import InputError
+from roadworthy.model.model import Model
+from roadworthy.quantize.calibrate import calibrate
+from roadworthy.quantize.equalize import equalize
+from roadworthy.quantize.rescale import Measure
+from roadworthy.quantize.statistics import Statistics
+from roadworthy.steps.settings import between
+
+
+@dataclass(frozen=True)
+class Equalize:
+    """Even out the ranges of channels between layers, without changing what the network computes.
+
+    tolerance: how much of an 8-bit step a smooth activation (SiLU, HardSwish, GELU, Mish) may be off, 0 to 1; with 0
+    layers with such an activation are left alone.   absorb: move high biases of ReLU layers into the layers behind.
+    Raises InputError for a model that is quantized already.
+    """
+
+    tolerance: float = between(0.0, 0.0, 1.0)
+    absorb: bool = True
+
+    def __call__(self, model: Model, samples: Samples) -> Model:
+        return equalize(model, measure_of(model, samples), self.tolerance, self.absorb)
+
+
+def measure_of(model: Model, samples: Samples) -> Measure | None:
+    """What measures values of a model on these images; None where there are no images."""
+    if not len(samples):
+        return None
+    task = model.task
+    if task is None:
+        raise InputError("measuring channels needs the task of the model; give it with --task")
+    preprocess = task.preprocess
+
+    def measure(axes: Mapping[str, int]) -> Mapping[str, Statistics]:
+        tensors = prefetch(samples, lambda s: preprocess(s.image())[0])
+        return calibrate(model, (), tensors, 0, None, axes, axes)
+
+    return measure
