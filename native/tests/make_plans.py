@@ -2,8 +2,8 @@
 
 `randomNNN`: random networks of the Python tests, lowered; between them they hold every operation, or this fails.
 `packedN`: packed weights of every kind. `fixedNNN`: random networks in fixed point, where nothing in the middle
-computes in floats. `taskNN`: a task of every kind around a network of two layers. `street`: the embedded detector in int8.
-`real_*`: YOLOX-Nano, FastestDet and MobileNet in int8, where the assets are (ROADWORTHY_ASSETS). `real_fixed`:
+computes in floats. `taskNN`: a task of every kind around a network of two layers. `street`: the embedded detector in
+int8. `real_*`: YOLOX-Nano, FastestDet and MobileNet in int8, where the assets are (ROADWORTHY_ASSETS). `real_fixed`:
 YOLOX-Nano again.
 """
 
