@@ -115,8 +115,33 @@ _resume = click.option("--resume", is_flag=True, help="Go on after the last fini
     "--max-drop", type=float, default=0.5, show_default=True, help="Most points of mAP or top-1 that may be lost."
 )
 @click.option(
+    "--max-drop-class",
+    multiple=True,
+    metavar="[CLASS=]P",
+    help="Most points of AP or top-1 that a class (name or index) may lose; P alone: each with 20 labels. Repeatable.",
+)
+@click.option(
+    "--max-drop-size",
+    multiple=True,
+    metavar="[SIZE=]P",
+    help="Most points of mAP that small, medium or large objects may lose; P alone: each. Repeatable.",
+)
+@click.option(
+    "--max-drop-recall",
+    type=float,
+    metavar="P",
+    help="Most points of recall at the operating threshold that may be lost.",
+)
+@click.option(
+    "--keep-threshold",
+    is_flag=True,
+    help="Leave a detector's score threshold; else it is refitted to keep its precision.",
+)
+@click.option(
     "--min-sqnr", type=float, default=25.0, show_default=True, help="Least dB of signal to noise of a raw task."
 )
+@click.option("--max-size", metavar="SIZE", help="Most bytes of the result: 600000, 600k, or 0.2x of the original's.")
+@click.option("--max-latency", type=float, metavar="MS", help="Most milliseconds on the target (median).")
 @click.option("--recipe", metavar="R.yaml", help="Replay a recipe instead of searching.")
 @click.option(
     "--effort",
@@ -127,18 +152,30 @@ _resume = click.option("--resume", is_flag=True, help="Go on after the last fini
 )
 @click.option("--out", metavar="DIR", default=None, help="Output folder. Default: MODEL's name with -compressed.")
 @_options(_seed, _threads, _size_option, _force, _resume)
-def compress(model: str, data: str, task: str | None, target: str, max_drop: float, min_sqnr: float,
-             recipe: str | None, effort: str, out: str | None, seed: int, threads: int, size: tuple[int, int] | None,
-             force: bool, resume: bool) -> None:  # fmt: skip
+def compress(model: str, data: str, task: str | None, target: str, max_drop: float, max_drop_class: tuple[str, ...],
+             max_drop_size: tuple[str, ...], max_drop_recall: float | None, keep_threshold: bool, min_sqnr: float,
+             max_size: str | None, max_latency: float | None, recipe: str | None, effort: str, out: str | None,
+             seed: int, threads: int, size: tuple[int, int] | None, force: bool,
+             resume: bool) -> None:  # fmt: skip
     """Compress MODEL under an accuracy budget and write model, report and recipe.
 
-    Exit code 0: all budgets hold. 3: one does not; the files are written and say so. 2: the input cannot be used.
+    Exit code 0: all budgets hold. 3: one does not, or could not be measured; the files are written and say so. 2: the
+    input cannot be used.
     """
+    from roadworthy.check.budgets import wishes
     from roadworthy.jobs.compress import Settings
     from roadworthy.jobs.compress import compress as job
 
     folder = Path(out) if out else Path(f"{Path(model).stem}-compressed")
-    settings = Settings(task, target, max_drop, min_sqnr, recipe, effort, seed, threads, size)
+    settings = Settings(
+        task, target, max_drop, min_sqnr, recipe, effort, seed, threads, size,
+        max_drop_class=wishes("--max-drop-class", max_drop_class),
+        max_drop_size=wishes("--max-drop-size", max_drop_size),
+        max_drop_recall=max_drop_recall,
+        refit_threshold=not keep_threshold,
+        max_size=max_size,
+        max_latency=max_latency,
+    )  # fmt: skip
     with _resumable(folder):
         outcome = job(model, data, folder, settings, force=force, resume=resume, ui=_console(), command=_command_line())
     _show_outcome(outcome)
@@ -177,7 +214,10 @@ def _show_outcome(outcome: Any) -> None:
         click.echo(f"note: {line}")
     for budget in report["budgets"]:
         sign = "at most" if budget.get("direction", "at most") == "at most" else "at least"
-        told = f"{budget['measured']:.2f} {budget['unit']}, {sign} {budget['limit']:g}"
+        if budget["measured"] is None:
+            click.echo(f"budget {budget['name']}: {sign} {budget['limit']:,.10g}: NOT MEASURED, {budget['note']}")
+            continue
+        told = f"{_figure(budget['measured'])} {budget['unit']}, {sign} {budget['limit']:,.10g}"
         low, high = budget.get("interval") or (budget["measured"], budget["measured"])
         past = high > budget["limit"] if sign == "at most" else low < budget["limit"]
         doubt = ", but the 95 % interval reaches past the limit" if past and budget["verdict"] == "holds" else ""
@@ -193,6 +233,10 @@ def _show_outcome(outcome: Any) -> None:
         click.echo(
             f"{result['path']} is what was measured; model.onnx is the same network with Q/DQ nodes, for other tools"
         )
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2f}"
 
 
 @cli.command(

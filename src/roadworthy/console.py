@@ -93,12 +93,31 @@ def accuracy_table(result: dict[str, Any]) -> None:
         shown = f"the worst {MOST_CLASSES} of {len(known)}" if len(known) > MOST_CLASSES else "worst first"
         rows = [(k, *(_number(accuracy[c]["per_class"].get(k)) for c in columns)) for _, k in known[:MOST_CLASSES]]
         _print(f"{what} per class, {shown}", ("class",), columns, rows)
+    if result.get("drops"):
+        _drops_table(result["drops"])
     print()
     for line in result["findings"]:
         print(f"finding: {line}")
     if result.get("drop"):
         d = result["drop"]
         print(f"drop {d['drop']:+.2f} points, 95 % interval {d['low']:+.2f} to {d['high']:+.2f}")
+
+
+FEW_LABELS = 20
+"""With fewer, one object moves the figure of a class by points."""
+
+
+def _drops_table(found: Sequence[dict[str, Any]]) -> None:
+    """What was lost of each class and size, with its interval."""
+    rows = []
+    for row in found[:MOST_CLASSES]:
+        few = row["labels"] is not None and row["labels"] < FEW_LABELS
+        rows.append((
+            row["of"] + (" (few labels)" if few else ""), f"{row['drop']:+.2f}",
+            f"{row['low']:+.2f} to {row['high']:+.2f}", "" if row["labels"] is None else f"{row['labels']:.0f}",
+        ))  # fmt: skip
+    shown = f"the worst {MOST_CLASSES} of {len(found)}" if len(found) > MOST_CLASSES else "worst first"
+    _print(f"drop in points, {shown}", ("of",), ("drop", "95 % interval", "labels"), rows)
 
 
 EQUAL_DB = 150.0

@@ -22,10 +22,11 @@ from roadworthy.steps.round import Round
 from roadworthy.steps.settings import plain, read_settings
 from roadworthy.steps.smooth import Smooth
 from roadworthy.steps.store import StoreWeights
+from roadworthy.steps.threshold import SetThreshold
 
 __all__ = [
-    "STEPS", "Calibration", "CorrectBias", "Equalize", "Fold", "Quantize", "Recipe", "Round", "Smooth", "Step",
-    "StoreWeights", "read_recipe",
+    "STEPS", "Calibration", "CorrectBias", "Equalize", "Fold", "Quantize", "Recipe", "Round", "SetThreshold", "Smooth",
+    "Step", "StoreWeights", "read_recipe",
 ]  # fmt: skip
 
 VERSION = 1
@@ -43,6 +44,7 @@ STEPS: dict[str, type[Any]] = {
     "store_weights": StoreWeights,
     "correct_bias": CorrectBias,
     "round": Round,
+    "set_threshold": SetThreshold,
 }
 
 

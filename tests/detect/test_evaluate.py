@@ -22,6 +22,7 @@ from roadworthy.detect.evaluate import (
     evaluate_detections,
     map_only,
 )
+from roadworthy.detect.figures import bootstrap_drops, figures
 from roadworthy.detect.matches import match, weighted_map
 from roadworthy.detect.spec import DecodeSpec
 from roadworthy.errors import InputError
@@ -193,6 +194,47 @@ def test_bootstrap_notices_a_planted_loss() -> None:
     assert interval == bootstrap_drop(truths, found, worse, CLASSES, rounds=200, seed=1)
     back = bootstrap_drop(truths, worse, found, CLASSES, rounds=200, seed=1)
     assert (back.low, back.high) == pytest.approx((-interval.high, -interval.low))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_figures_of_budgets_equal_those_of_pycocotools(seed: int, ties: bool) -> None:
+    """Sizes too: labels of another size are to be ignored, once each, and so are stray detections of another size."""
+    truths, found = street(seed, ties=ties)
+    expected = evaluate_detections(truths, found, CLASSES, 0.4)
+    got = figures(truths, found, CLASSES, 0.4)
+    assert got.whole == pytest.approx(expected.map, abs=1e-9)
+    assert got.recall == pytest.approx(expected.recall, abs=1e-9)
+    known = {c: v for c, v in expected.per_class.items() if v is not None}
+    assert got.per_class == pytest.approx(known, abs=1e-9) and len(known) == CLASSES - 1
+    sizes = {"small": expected.small, "medium": expected.medium, "large": expected.large}
+    assert got.sizes == pytest.approx(sizes, abs=1e-9)
+
+
+def test_drops_of_classes_sizes_and_recall_come_from_the_same_draws() -> None:
+    """Class 1 alone loses nine of ten detections: its drop stands clear of zero, those of the others are zero."""
+    truths, found = street(3, images=60)
+    rng = np.random.default_rng(0)
+    worse = [f.keep((f.classes != 1) | (rng.random(len(f)) < 0.1)) for f in found]
+    drops = bootstrap_drops(truths, found, worse, CLASSES, (0.3, 0.3), rounds=100, seed=1)
+    assert drops.whole == bootstrap_drop(truths, found, worse, CLASSES, rounds=100, seed=1)
+    before, after = figures(truths, found, CLASSES, 0.3), figures(truths, worse, CLASSES, 0.3)
+    for c in range(CLASSES - 1):
+        assert drops.per_class[c].drop == pytest.approx(before.per_class[c] - after.per_class[c], abs=1e-9)
+    assert drops.per_class[1].low > 0
+    assert [drops.per_class[c] for c in (0, 2)] == [drops.per_class[0]] * 2
+    assert (drops.per_class[0].low, drops.per_class[0].high) == (0, 0)
+    for size, interval in drops.sizes.items():
+        assert interval.drop == pytest.approx(before.sizes[size] - after.sizes[size], abs=1e-9)
+        assert interval.low < interval.drop < interval.high
+    assert drops.recall is not None and drops.recall.drop == pytest.approx((before.recall or 0) - (after.recall or 0))
+    assert drops.recall.low > 0
+    labels = [sum((t.classes[~t.ignore] == c).sum() for t in truths) for c in range(CLASSES - 1)]
+    assert [drops.labels[c] for c in range(CLASSES - 1)] == labels
+    assert sum(drops.labels[size] for size in drops.sizes) == sum(labels)
+    # A threshold that gives the candidate back its recall: 0.3 for the one, lower for the other.
+    refitted = bootstrap_drops(truths, found, worse, CLASSES, (0.3, 0.0), rounds=20)
+    assert refitted.recall is not None and refitted.recall.drop < drops.recall.drop
 
 
 def head_of(truths: list[Truth], stride: int, cells: int) -> list[dict[str, np.ndarray]]:

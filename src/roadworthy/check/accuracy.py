@@ -25,6 +25,7 @@ from roadworthy.detect.boxes import clip, iou_matrix
 from roadworthy.detect.decode import classify, detect
 from roadworthy.detect.detections import Detections, Truth
 from roadworthy.detect.evaluate import (
+    SIZES,
     ClassScores,
     DetectionScores,
     Interval,
@@ -34,6 +35,14 @@ from roadworthy.detect.evaluate import (
     evaluate_classes,
     evaluate_detections,
     map_only,
+)
+from roadworthy.detect.figures import (
+    Drops,
+    Figures,
+    bootstrap_class_drops,
+    bootstrap_drops,
+    class_figures,
+    figures,
 )
 from roadworthy.errors import InputError
 from roadworthy.model.task import Task
@@ -225,6 +234,69 @@ def drop(
     return bootstrap_mean(100.0 * (kept[0] - kept[1]).astype(np.float64), rounds, seed)
 
 
+def figures_of(
+    predictions: Predictions, reference: Reference, task: Task, threshold: float, sizes: Sequence[str] = ()
+) -> Figures:
+    """All figures that budgets name.   threshold: the operating point, of a detector.   sizes: keys of SIZES."""
+    if task.is_detector:
+        found = predictions.detections * reference.draws
+        return figures(reference.truths, found, task.decode.num_classes, threshold, sizes)
+    assert predictions.scores is not None
+    return class_figures(_shares(reference, predictions.scores.shape[1]), predictions.scores)
+
+
+def drops_of(
+    original: Predictions,
+    candidate: Predictions,
+    reference: Reference,
+    task: Task,
+    thresholds: tuple[float, float],
+    sizes: Sequence[str] = (),
+    classes: Sequence[int] = (),
+    rounds: int = 1000,
+    seed: int = 0,
+) -> Drops:
+    """What was lost of all that budgets name, with 95 % intervals (paired bootstrap over images).
+
+    thresholds: the operating points of the two.   classes: of a classifier, those to look at; a detector's come all.
+    """
+    if task.is_detector:
+        before, after = (p.detections * reference.draws for p in (original, candidate))
+        return bootstrap_drops(
+            reference.truths, before, after, task.decode.num_classes, thresholds, sizes, rounds, seed, reference.draws
+        )
+    assert original.scores is not None and candidate.scores is not None
+    shares = _shares(reference, original.scores.shape[1])
+    return bootstrap_class_drops(reference.labels, shares, original.scores, candidate.scores, classes, rounds, seed)
+
+
+def labels_of(reference: Reference, task: Task) -> dict[int, float]:
+    """How many labels each class has on the images; of drawn ones the mean over the draws, of probabilities the sum."""
+    if task.is_detector:
+        every = [t.classes[~t.ignore] for t in reference.truths]
+        found = np.bincount(np.concatenate([np.zeros(0, np.int64), *every]), minlength=task.decode.num_classes)
+        counts = found / reference.draws
+    else:
+        counts = _shares(reference, task.decode.num_classes).sum(axis=0, dtype=np.float64)
+    return {int(c): float(counts[c]) for c in np.flatnonzero(counts)}
+
+
+def sizes_of(reference: Reference) -> dict[str, float]:
+    """How many labels of each size there are on the images; of drawn ones the mean over the draws."""
+    areas = np.concatenate([np.zeros(0), *(t.areas[~t.ignore] for t in reference.truths)])
+    return {s: float(((areas >= lo) & (areas <= hi)).sum()) / reference.draws for s, (lo, hi) in SIZES.items()}
+
+
+def _shares(reference: Reference, classes: int) -> NDArray[np.float32]:
+    """(N, C): how much of each image belongs to each class."""
+    if reference.labels is None:
+        assert reference.probabilities is not None
+        return reference.probabilities
+    shares = np.zeros((len(reference.labels), classes), np.float32)
+    shares[np.arange(len(shares)), reference.labels] = 1
+    return shares
+
+
 def output_sqnr_db(original: Predictions, candidate: Predictions) -> float:
     """Signal to quantization noise of raw outputs in dB: the worst output, over all images together."""
     worst = EXACT_DB
@@ -240,8 +312,12 @@ def output_sqnr_db(original: Predictions, candidate: Predictions) -> float:
     return float(np.clip(worst, -EXACT_DB, EXACT_DB))
 
 
-def agreement(original: Predictions, candidate: Predictions, task: Task) -> dict[str, float]:
-    """How far two models say the same, in points, at the operating threshold.
+def agreement(
+    original: Predictions, candidate: Predictions, task: Task, threshold: float | None = None
+) -> dict[str, float]:
+    """How far two models say the same, in points, each at its operating threshold.
+
+    threshold: the candidate's, where that is not the task's.
 
     Detectors: share of the original's detections found again at IoU 0.5 (`found_again`), share of the candidate's that
     the original has (`also_in_original`), mean IoU of the pairs. Classifiers: share of equal top-1.
@@ -253,7 +329,8 @@ def agreement(original: Predictions, candidate: Predictions, task: Task) -> dict
     hits = ours = theirs = 0
     overlap = 0.0
     for a, b in zip(original.detections, candidate.detections):
-        a, b = a.keep(a.scores >= task.decode.score_threshold), b.keep(b.scores >= task.decode.score_threshold)
+        limit = task.decode.score_threshold
+        a, b = a.keep(a.scores >= limit), b.keep(b.scores >= (limit if threshold is None else threshold))
         ours, theirs = ours + len(a), theirs + len(b)
         for _, _, iou in match_pairs(a, b):
             hits, overlap = hits + 1, overlap + iou

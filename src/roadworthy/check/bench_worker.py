@@ -39,7 +39,11 @@ class Worker:
         self.title = title
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"],
+            [
+                sys.executable,
+                "-c",
+                f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({os.getpid()})",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -125,9 +129,9 @@ def _read(descriptor: int, count: int) -> bytes:
     return bytes(data)
 
 
-def main() -> None:
-    """The worker's end: answer messages until the input ends."""
-    _end_with_parent()
+def main(parent: int) -> None:
+    """The worker's end: answer messages until the input ends.   parent: the process that asks."""
+    _end_with_parent(parent)
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -148,11 +152,13 @@ def main() -> None:
     os._exit(0)  # a runtime's threads or finalizers must not keep this process alive
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before: no signal will come, but its first message may wait in the pipe
+        os._exit(0)
 
 
 class _Bench:

@@ -43,7 +43,8 @@ class Picture:
     title: shown above the image.   note: shown below it.
     image_bgr: (H, W, 3) uint8; (H, W), (H, W, 1) and (H, W, 4) are converted.
     original, compressed: both `Detections` in pixels of this image, or both (C,) float32 class scores.
-        Detections below `score_threshold` are not drawn; they tell whether a lost one is gone or only scored lower.
+        Detections below `score_threshold` (of the compressed model: `compressed_threshold`, where it has one of its
+        own) are not drawn; they tell whether a lost one is gone or only scored lower.
     class_names: may be empty; then classes are called by number.
     Raises ValueError when the image is not uint8 or the two results are of different kinds.
     """
@@ -55,7 +56,14 @@ class Picture:
     class_names: Sequence[str] = ()
     note: str = ""
     score_threshold: float = 0.3
+    compressed_threshold: float | None = None
     is_detection: bool = field(init=False, default=True)
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """Of the original and of the compressed model."""
+        own = self.compressed_threshold
+        return self.score_threshold, self.score_threshold if own is None else own
 
     def __post_init__(self) -> None:
         image: NDArray = np.asarray(self.image_bgr)
@@ -136,11 +144,11 @@ def match(original: Detections, compressed: Detections, iou_threshold: float = M
 
 
 def compare(picture: Picture) -> Comparison:
-    """What changed between the two models on this picture, at its score threshold. Detection pictures only."""
+    """What changed between the two models on this picture, at their thresholds. Detection pictures only."""
     left, right, matching = _shown(picture)
     hidden_left, hidden_right = (
-        side.keep(side.scores < picture.score_threshold)
-        for side in (_boxes(picture.original), _boxes(picture.compressed))
+        side.keep(side.scores < limit)
+        for side, limit in zip((_boxes(picture.original), _boxes(picture.compressed)), picture.thresholds)
     )
     changes = [_change("lost", left, i, hidden_right, picture.class_names) for i in _by_score(left, matching.lost)] + [
         _change("new", right, j, hidden_left, picture.class_names) for j in _by_score(right, matching.new)
@@ -215,8 +223,8 @@ def _boxes(result: Detections | NDArray[np.float32]) -> Detections:
 
 def _shown(picture: Picture) -> tuple[Detections, Detections, Matching]:
     left, right = (
-        side.keep(side.scores >= picture.score_threshold)
-        for side in (_boxes(picture.original), _boxes(picture.compressed))
+        side.keep(side.scores >= limit)
+        for side, limit in zip((_boxes(picture.original), _boxes(picture.compressed)), picture.thresholds)
     )
     return left, right, match(left, right)
 

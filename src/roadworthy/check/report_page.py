@@ -18,7 +18,7 @@ import numpy as np
 
 from . import plots
 from .pictures import Picture, compare, panels, top_labels
-from .report_schema import Accuracy, Budget, Layer, Report, Size, ends, headline
+from .report_schema import Accuracy, Allocation, Budget, Layer, Operating, Report, Size, ends, headline
 
 PICTURE_BYTES = 2_000_000  # JPEG bytes of all pictures together; base64 adds a third
 PANEL_BYTES = 110_000  # most for one panel
@@ -171,6 +171,21 @@ CANDIDATES = (
     Column("search s", lambda r: r.seconds, _fix(1), hint="time it took to make and judge"),
     Column("why", lambda r: r.why, kind="prose"),
 )
+PARETO = (
+    Column("allocation", lambda r: r.name, kind="text"),
+    Column("what", lambda r: r.variant, kind="text"),
+    Column(
+        "choice",
+        lambda r: "chosen" if r.chosen else "",
+        kind="text",
+        tone=lambda r: "tag-chosen" if r.chosen else "",
+    ),
+    Column("file", lambda r: r.bytes, size_text),
+    Column("predicted", lambda r: r.predicted, plots.number, hint="task distance to the original, by the layers' own"),
+    Column("measured", lambda r: r.measured, plots.number, hint="task distance on images not calibrated with"),
+    Column("drop", lambda r: r.drop, _fix(2), hint="points on the test images; positive is lost"),
+    Column("recipe", lambda r: r.recipe, kind="code"),
+)
 LAYERS = (
     Column("layer", lambda r: r.name, kind="code"),
     Column("op", lambda r: r.op, kind="text"),
@@ -227,10 +242,11 @@ def _before_after(before: int, after: int, places: int, title: str = "") -> tupl
 
 
 def _accuracy_table(accuracy: Accuracy) -> Table | None:
-    threshold = (
-        accuracy.original.threshold if accuracy.original.threshold is not None else accuracy.compressed.threshold
-    )
+    before, after = accuracy.original.threshold, accuracy.compressed.threshold
+    threshold = before if before is not None else after
     at = f" at score ≥ {plots.number(threshold)}" if threshold is not None else ""
+    if threshold is not None and after is not None and after != threshold:
+        at += f", compressed ≥ {plots.number(after)}"
     rows = [
         (
             label + (at if key in ("recall", "precision") else ""),
@@ -243,6 +259,22 @@ def _accuracy_table(accuracy: Accuracy) -> Table | None:
         (Column("measure", lambda r: r[0], kind="text"), *_before_after(1, 2, 2)),
         [r for r in rows if r[1] is not None or r[2] is not None],
     )
+
+
+OPERATING = (
+    Column("operating point", lambda r: r[0], kind="text"),
+    Column("score threshold", lambda r: r[1], _fix(4)),
+    Column("recall", lambda r: r[2], _fix(2), hint="labels found at IoU 0.5, all classes together"),
+    Column("precision", lambda r: r[3], _fix(2), hint="detections that are right"),
+)
+
+
+def _operating_table(operating: Operating) -> Table | None:
+    names = ("original", "compressed, threshold of the original", "compressed, its own threshold")
+    limits = (operating.original, operating.original, operating.compressed)
+    none = [None, None, None]
+    rows = list(zip(names, limits, operating.recall or none, operating.precision or none))
+    return _table(OPERATING, rows if operating.compressed != operating.original else rows[:2])
 
 
 def _class_table(accuracy: Accuracy) -> Table | None:
@@ -298,6 +330,7 @@ def _plots(report: Report) -> dict[str, str]:
         "sensitivity_of": "",
         "sqnr": "",
         "candidates": "",
+        "pareto": _pareto_plot(report.pareto or []),
     }
     if size:
         scale, unit = (
@@ -351,6 +384,26 @@ def _plots(report: Report) -> dict[str, str]:
             rows, title="Accuracy drop per candidate", axis=f"{metric} drop, points", limit=limit, limit_text="budget"
         )
     return out
+
+
+def _pareto_plot(rows: Sequence[Allocation]) -> str:
+    """Size against distance, one pair of lines for each target's front (they are listed one after the other)."""
+    found = sorted(rows, key=lambda r: r.bytes)
+
+    def points(key: str) -> list[plots.Point]:
+        return [
+            plots.Point(r.bytes / 1e3, v, f"{r.name}: {key} {plots.number(v)}", "chosen" if r.chosen else "")
+            for r in found
+            if (v := getattr(r, key)) is not None
+        ]
+
+    return plots.lines(
+        {"measured": points("measured"), "predicted": points("predicted")},
+        title="Size and distance of the allocations",
+        x_axis="file size, kB",
+        y_axis="task distance to the original",
+        tones={"measured": "compressed", "predicted": "original"},
+    )
 
 
 def _sqnr_plot(layers: Sequence[Layer]) -> str:
@@ -467,10 +520,12 @@ def page(report: Report, pictures: Sequence[Picture]) -> dict[str, Any]:
         "budgets": _budget_rows(report.budgets),
         "accuracy": _accuracy_table(acc) if acc else None,
         "classes": _class_table(acc) if acc else None,
+        "operating": _operating_table(report.operating) if report.operating else None,
         "accuracy_span": _span(acc.interval) if acc else None,
         "includes_zero": bool(acc and (e := ends(acc.interval)) and e[0] <= 0 <= e[1]),
         "speed": _table(SPEED, report.speed or []),
         "candidates": _table(CANDIDATES, report.candidates or []),
+        "pareto": _table(PARETO, report.pareto or []),
         "layers": _table(LAYERS, report.layers or [], sort="SQNR dB"),
         "recipe_sha256": hashlib.sha256(report.recipe.encode()).hexdigest() if report.recipe else None,
         "steps": _table(STEPS, report.steps or []),

@@ -15,10 +15,15 @@ compressed, so positive means lost. THE schema (* required; everything else may 
                  interval [low, high] of the drop at 95 %, boxes_per_class {name: count}, agreement {name: value}}
                  S = {map, ap50, ap75, small, medium, large, recall, precision, threshold, per_class {name: AP},
                       recall_per_class {name: recall}, top1, top5}
+    operating   {original* and compressed*: the score thresholds, images (that it was refitted on), why,
+                 recall and precision: [of the original, of the compressed model at the original's threshold, at its
+                 own], on the test images}
     speed       [{label*, target, median_ms, p90_ms, qps, load_ms, peak_mb, file_bytes, ratio, ratio_spread [low, high],
                   samples, dropped, end_to_end_ms}]                                 the first row is the baseline
     size        {original {part: bytes}, compressed {part: bytes}}     absent: estimated from `layers`, and said so
     candidates  [{name*, variant, distance (held-out images), drop, bytes, ratio, seconds, chosen, why}]
+    pareto      [{name*, variant, bytes*, predicted, measured, drop, chosen, recipe (path)}]
+                predicted and measured: task distance to the original on calibration images
     sensitivity [{layer*, metric, value, cost_rank (1 costs most), kept_float}]
     layers      [{name*, op, output, shape [int | str], macs, parameters, placement "int8" | "float" | "int8 storage",
                   sqnr_db, local_sqnr_db, cosine, max_error, why}]     in the order of execution
@@ -152,6 +157,15 @@ class Accuracy(Part):
     agreement: dict[str, Any] | None = None
 
 
+class Operating(Part):
+    original: float
+    compressed: float
+    images: Count | None = None
+    why: str | None = None
+    recall: Annotated[list[Points | None], Field(min_length=3, max_length=3)] | None = None
+    precision: Annotated[list[Points | None], Field(min_length=3, max_length=3)] | None = None
+
+
 class Speed(Part):
     label: str
     target: str | None = None
@@ -183,6 +197,17 @@ class Candidate(Part):
     seconds: Positive | None = None
     chosen: bool = False
     why: str | None = None
+
+
+class Allocation(Part):
+    name: str
+    variant: str | None = None
+    bytes: Count
+    predicted: Positive | None = None
+    measured: Positive | None = None
+    drop: float | None = None
+    chosen: bool = False
+    recipe: str | None = None
 
 
 class Sensitivity(Part):
@@ -230,9 +255,11 @@ class Report(Part):
     data: Data | None = None
     budgets: list[Budget]
     accuracy: Accuracy | None = None
+    operating: Operating | None = None
     speed: list[Speed] | None = None
     size: Size | None = None
     candidates: list[Candidate] | None = None
+    pareto: list[Allocation] | None = None
     sensitivity: list[Sensitivity] | None = None
     layers: list[Layer] | None = None
     steps: list[StepPart] | None = None

@@ -22,6 +22,10 @@ from roadworthy.detect.matches import Matches, check, match, weighted_map
 from roadworthy.errors import InputError
 
 LARGE = 1e10  # COCO's upper end of the area range "all", in square pixels
+SIZES: dict[str, tuple[float, float]] = {
+    "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, LARGE),
+}  # fmt: skip
+"""COCO's sizes: areas of labels in square pixels of the image."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,12 @@ def evaluate_detections(
     """
     check(truths, found, num_classes)
     classes = sorted({int(c) for truth in truths for c in truth.classes})
-    areas: list[list[float]] = [[0, LARGE], [0, 32**2], [32**2, 96**2], [96**2, LARGE]]
+    areas = [[0, LARGE], *map(list, SIZES.values())]
     precision = _coco_precision(truths, found, classes, areas)  # 10 thresholds, 101 recalls, classes, areas
     per_class: dict[int, float | None] = dict.fromkeys(range(num_classes))
     for column, number in enumerate(classes):
         per_class[number] = _mean(precision[:, :, column, 0])
-    recall, exactness, recall_per_class = _operating_point(match(truths, found, num_classes), score_threshold)
+    recall, exactness, recall_per_class = operating_point(match(truths, found, num_classes), score_threshold)
     return DetectionScores(
         map=_mean(precision[..., 0]),
         ap50=_mean(precision[0, ..., 0]),
@@ -154,7 +158,7 @@ def _row(identity: int, image: int, kind: int, box: NDArray) -> dict[str, Any]:
     return {"id": identity, "image_id": image, "category_id": int(kind), "bbox": [x1, y1, x2 - x1, y2 - y1]}
 
 
-def _operating_point(
+def operating_point(
     matches: Matches, score_threshold: float
 ) -> tuple[float | None, float | None, dict[int, float | None]]:
     """Recall, precision and recall per class at IoU 0.5 of the detections that reach the score."""
@@ -192,17 +196,17 @@ def bootstrap_drop(
     pair = [match(truths, found, num_classes) for found in (reference, candidate)]
     if not len(pair[0].label_class):
         raise InputError("no image has a label that counts, so mAP has no meaning; give labelled images")
-    weights = np.tile(_draws(len(truths) // repeats, rounds, seed), (1, repeats))
+    weights = np.tile(draws(len(truths) // repeats, rounds, seed), (1, repeats))
     drops = 100 * (weighted_map(pair[0], weights) - weighted_map(pair[1], weights))
-    return _interval(drops)
+    return interval_of(drops)
 
 
 def bootstrap_mean(differences: NDArray, rounds: int = 500, seed: int = 0) -> Interval:
     """The mean of per-image differences (N,), with a 95 % interval from draws of the images."""
-    return _interval(_draws(len(differences), rounds, seed) @ differences / len(differences))
+    return interval_of(draws(len(differences), rounds, seed) @ differences / len(differences))
 
 
-def _draws(images: int, rounds: int, seed: int) -> NDArray[np.float64]:
+def draws(images: int, rounds: int, seed: int) -> NDArray[np.float64]:
     """(1 + rounds, images): all ones first, then how often each image is drawn in each round."""
     if rounds < 1:
         raise InputError(f"rounds is {rounds}; a bootstrap needs at least one")
@@ -210,7 +214,7 @@ def _draws(images: int, rounds: int, seed: int) -> NDArray[np.float64]:
     return np.concatenate([np.ones((1, images)), counts])
 
 
-def _interval(drops: NDArray) -> Interval:
+def interval_of(drops: NDArray) -> Interval:
     """The first entry is the drop itself; the others are the draws. A draw without any label (NaN) says nothing."""
     low, high = np.nanpercentile(drops[1:] if np.isfinite(drops[1:]).any() else drops, [2.5, 97.5])
     return Interval(float(drops[0]), float(low), float(high))
@@ -264,7 +268,7 @@ def bootstrap_class_drop(
     if not np.size(labels):
         raise InputError("there are no labels, so accuracy has no meaning; give labelled images")
     difference = (_ranks(labels, reference)[0] == 0).astype(float) - (_ranks(labels, candidate)[0] == 0)
-    drawn = _interval(_draws(len(difference), rounds, seed) @ difference * (100 / len(difference)))
+    drawn = interval_of(draws(len(difference), rounds, seed) @ difference * (100 / len(difference)))
     # Few changed images make the bootstrap too sure (none at all: an interval of width 0), so the interval is never
     # narrower than the one of Agresti and Min (2005): half a made-up image is added to each of the four outcomes.
     worse, better, n = int((difference > 0).sum()), int((difference < 0).sum()), len(difference)

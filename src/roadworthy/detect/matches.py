@@ -2,7 +2,9 @@
 
 Matching follows COCO: per image and class, best score first, a detection takes the free label of highest IoU if that
 IoU reaches the threshold; labels to be ignored come last, may be taken many times, and then the detection counts
-neither as hit nor as miss. IoU with an ignored label is intersection over the detection's own area.
+neither as hit nor as miss. IoU with such a label is intersection over the detection's own area. Where only labels of
+some sizes count, the others are to be ignored as well (with their plain IoU, taken once), and so is a detection of
+another size that found nothing.
 
 For one class and threshold, walk down the scores. With image weights w, T and F the weight of hits and misses so far
 and P the weight of all labels:
@@ -65,10 +67,18 @@ def check(truths: Sequence[Truth], found: Sequence[Detections], num_classes: int
                 raise InputError(f"a {what} of image {number} has class {wrong}, outside 0..{num_classes - 1}")
 
 
-def match(truths: Sequence[Truth], found: Sequence[Detections], num_classes: int) -> Matches:
-    """Match the detections of each image with its labels at every COCO threshold."""
+def match(
+    truths: Sequence[Truth],
+    found: Sequence[Detections],
+    num_classes: int,
+    area_range: tuple[float, float] | None = None,
+) -> Matches:
+    """Match the detections of each image with its labels at every COCO threshold.
+
+    area_range: only labels from the first to the second area count, in square pixels; None counts all.
+    """
     check(truths, found, num_classes)
-    parts = [_match_image(truth, result) for truth, result in zip(truths, found, strict=True)]
+    parts = [_match_image(truth, result, area_range) for truth, result in zip(truths, found, strict=True)]
     image = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     classes = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in parts)])
     scores = np.concatenate([np.zeros(0, np.float32), *(part[1] for part in parts)])
@@ -76,7 +86,7 @@ def match(truths: Sequence[Truth], found: Sequence[Detections], num_classes: int
     hit = np.concatenate([np.zeros((rows, 0), bool), *(part[2] for part in parts)], axis=1)
     ignored = np.concatenate([np.zeros((rows, 0), bool), *(part[3] for part in parts)], axis=1)
     order = np.lexsort((-scores, classes))  # stable: of equal scores the earlier image comes first
-    labels = [np.asarray(truth.classes)[~np.asarray(truth.ignore, bool)] for truth in truths]
+    labels = [np.asarray(truth.classes)[~_skipped(truth, area_range)] for truth in truths]
     return Matches(
         num_images=len(truths),
         num_classes=num_classes,
@@ -90,7 +100,19 @@ def match(truths: Sequence[Truth], found: Sequence[Detections], num_classes: int
     )
 
 
-def _match_image(truth: Truth, result: Detections) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _outside(areas: NDArray, area_range: tuple[float, float] | None) -> NDArray[np.bool_]:
+    areas = np.asarray(areas, np.float64)
+    return np.zeros(len(areas), bool) if area_range is None else (areas < area_range[0]) | (areas > area_range[1])
+
+
+def _skipped(truth: Truth, area_range: tuple[float, float] | None) -> NDArray[np.bool_]:
+    """(L,) which labels are to be ignored."""
+    return np.asarray(truth.ignore, bool) | _outside(truth.areas, area_range)
+
+
+def _match_image(
+    truth: Truth, result: Detections, area_range: tuple[float, float] | None
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Classes (D,), scores (D,), hit (10, D) and ignored (10, D) of one image, sorted by class, best first."""
     order = np.lexsort((-result.scores, result.classes))
     classes = result.classes[order]
@@ -103,22 +125,24 @@ def _match_image(truth: Truth, result: Detections) -> tuple[NDArray, NDArray, ND
         overlap = _overlap(boxes, truth)
         overlap[classes[:, None] != truth.classes[None, :]] = -1
         free = np.ones((len(IOU_THRESHOLDS), len(truth)), bool)
-        crowd = np.asarray(truth.ignore, bool)
+        crowd, skipped = np.asarray(truth.ignore, bool), _skipped(truth, area_range)
         for row in np.flatnonzero(overlap.max(axis=1) >= IOU_THRESHOLDS[0]):
             near = np.flatnonzero(overlap[row] >= IOU_THRESHOLDS[0])
             iou = overlap[row, near]
             level = np.flatnonzero(iou.max() >= IOU_THRESHOLDS)
             open_ = (iou[None, :] >= IOU_THRESHOLDS[level, None]) & free[np.ix_(level, near)]
-            for group, mark in ((~crowd[near], hit), (crowd[near], ignored)):
+            for group, mark in ((~skipped[near], hit), (skipped[near], ignored)):
                 value = np.where(open_ & group, iou, -1)
                 best = len(near) - 1 - value[:, ::-1].argmax(axis=1)  # of equal IoU the later label, as COCO does
                 taken = value[np.arange(len(level)), best] >= 0
                 mark[level[taken], row] = True
+                once = taken & ~crowd[near[best]]
+                free[level[once], near[best[once]]] = False
                 if mark is hit:
-                    free[level[taken], near[best[taken]]] = False
                     level, open_ = level[~taken], open_[~taken]
                 if not len(level):
                     break
+    ignored |= ~hit & _outside(area(boxes), area_range)
     return classes, result.scores[order], hit, ignored
 
 
@@ -136,28 +160,60 @@ def weighted_map(matches: Matches, weights: NDArray) -> NDArray[np.float64]:
     weights: (R, images), how often each image counts; integers or not.   Returns (R,); NaN where no label counts.
     A class without labels under a weighting is left out of that mean.
     """
+    return mean_of(weighted_ap(matches, weights))
+
+
+def mean_of(per_class: NDArray) -> NDArray[np.float64]:
+    """(R,) the mean over the classes that have a figure, of (R, classes); NaN where none has."""
+    known = np.isfinite(per_class)
+    counted = known.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, per_class, 0).sum(axis=1) / np.where(counted, counted, np.nan)
+
+
+def weighted_ap(matches: Matches, weights: NDArray) -> NDArray[np.float64]:
+    """(R, classes): the average precision of each class, mean over the IoU thresholds; NaN where it has no label.
+
+    weights: as for `weighted_map`.
+    """
+    weights = _fitting(matches, weights)
+    chunks = [weights[i : i + ROUNDS_AT_ONCE] for i in range(0, len(weights), ROUNDS_AT_ONCE)]
+    return np.concatenate([np.zeros((0, matches.num_classes)), *(_weighted_ap(matches, chunk) for chunk in chunks)])
+
+
+def weighted_recall(matches: Matches, weights: NDArray, score_threshold: float) -> NDArray[np.float64]:
+    """(R,): the share, 0..1, of all labels that a detection of at least this score hits at IoU 0.5; NaN without labels.
+
+    weights: as for `weighted_map`.
+    """
+    weights = _fitting(matches, weights)
+    shown = matches.hit[0] & (matches.scores >= score_threshold)
+    hits = np.bincount(matches.image[shown], minlength=matches.num_images)
+    labels = weights @ np.bincount(matches.label_image, minlength=matches.num_images)
+    return np.divide(weights @ hits, labels, out=np.full(len(weights), np.nan), where=labels > 0)
+
+
+def _fitting(matches: Matches, weights: NDArray) -> NDArray[np.float64]:
     weights = np.asarray(weights, np.float64)
     if weights.ndim != 2 or weights.shape[1] != matches.num_images:
         raise InputError(
             f"weights of shape {weights.shape} do not fit {matches.num_images} images; give (rounds, images)"
         )
-    chunks = [weights[i : i + ROUNDS_AT_ONCE] for i in range(0, len(weights), ROUNDS_AT_ONCE)]
-    return np.concatenate([np.zeros(0), *(_weighted_map(matches, chunk) for chunk in chunks)])
+    return weights
 
 
-def _weighted_map(matches: Matches, weights: NDArray) -> NDArray[np.float64]:
+def _weighted_ap(matches: Matches, weights: NDArray) -> NDArray[np.float64]:
     rounds = len(weights)
     labels = np.zeros((rounds, matches.num_classes))
     by_class = np.argsort(matches.label_class, kind="stable")
     present, starts = np.unique(matches.label_class[by_class], return_index=True)
     if len(present):
         labels[:, present] = np.add.reduceat(weights[:, matches.label_image[by_class]], starts, axis=1)
-    counted = (labels > 0).sum(axis=1)
     per_detection = weights[:, matches.image]
     # index i: the weight of all detections before i, so a class is the difference of two entries
     before = np.zeros((rounds, len(matches.image) + 1))
     np.cumsum(per_detection, axis=1, out=before[:, 1:])
-    total = np.zeros(rounds)
+    total = np.zeros((rounds, matches.num_classes))
     for hit, ignored in zip(matches.hit, matches.ignored, strict=True):
         at = np.flatnonzero(hit)
         if not len(at):
@@ -183,6 +239,5 @@ def _weighted_map(matches: Matches, weights: NDArray) -> NDArray[np.float64]:
         heads = np.flatnonzero(start == np.arange(len(start)))
         fresh[:, heads] = reached[:, heads]
         # a class that the weights removed has no recall to reach
-        total += np.where(labels[:, classes] > 0, best * fresh, 0).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return total / (len(RECALLS) * len(IOU_THRESHOLDS)) / np.where(counted, counted, np.nan)
+        total[:, classes[heads]] += np.add.reduceat(np.where(labels[:, classes] > 0, best * fresh, 0), heads, axis=1)
+    return np.where(labels > 0, total / (len(RECALLS) * len(IOU_THRESHOLDS)), np.nan)

@@ -8,12 +8,23 @@ from typing import Any
 
 import onnx
 
-from roadworthy.check.accuracy import agreement, drop, labelled, predict, reference_of, score, tensor_of
+from roadworthy.check.accuracy import (
+    agreement,
+    drops_of,
+    labelled,
+    labels_of,
+    predict,
+    reference_of,
+    score,
+    tensor_of,
+)
 from roadworthy.check.align import Alignment, align
 from roadworthy.check.bench import BenchResult, Entry, bench
 from roadworthy.check.contract import settle_task, suspects
 from roadworthy.check.inspect import inspect, table_rows, totals
 from roadworthy.data.readers import read
+from roadworthy.detect.evaluate import SIZES, Interval
+from roadworthy.detect.figures import Drops
 from roadworthy.errors import InputError
 from roadworthy.jobs.evidence import _detail
 from roadworthy.jobs.trial import Ui
@@ -68,6 +79,10 @@ def evaluate(
     if plan is None:
         model, content = _open(source, size)
     else:
+        if task is not None:
+            raise InputError(
+                f"{source} is a native plan and carries its task, so --task cannot change it; leave it out"
+            )
         content, target = plan, "native"
     dataset = read(data, split_seed=seed)
     samples = dataset.test
@@ -97,6 +112,9 @@ def evaluate(
             ui.note(line)
     if original_task is not None:
         findings += [f"the task contract differs from the original's: {d}" for d in mine.differences(original_task)]
+        theirs, own_threshold = original_task.decode.score_threshold, mine.decode.score_threshold
+        if mine.is_detector and theirs != own_threshold:
+            ui.note(f"operating thresholds: {theirs:g} of the original, {own_threshold:g} of the model")
     runner = TARGETS[target].runner(content, threads)
     with ui.stage("model: test images", len(samples)) as advance:
         predictions = predict(runner, mine, samples, progress=advance)
@@ -118,13 +136,31 @@ def evaluate(
         with ui.stage("original: test images", len(samples)) as advance:
             base = predict(own, judged_by, samples, progress=advance)
         result["accuracy"]["original"] = _detail(score(base, truth, judged_by), judged_by)
-        result["drop"] = asdict(drop(base, predictions, truth, mine, 1000, seed))
-        result["agreement"] = agreement(base, predictions, mine)
+        thresholds = (judged_by.decode.score_threshold, mine.decode.score_threshold)
+        lost = drops_of(
+            base, predictions, truth, mine, thresholds, tuple(SIZES), tuple(labels_of(truth, mine)), 1000, seed
+        )
+        result["drop"] = asdict(lost.whole)
+        result["drops"] = _drops(lost, mine)
+        result["agreement"] = agreement(base, predictions, judged_by, mine.decode.score_threshold)
     if model is not None:
         with ui.stage("contract", None):
             findings += suspects(model, mine, samples, runner, seed)
     result["findings"] = findings
     return result
+
+
+def _drops(lost: Drops, task: Task) -> list[dict[str, Any]]:
+    """A row for each class and size and for recall, the largest drop first; labels: None where all count."""
+    names = task.names
+    rows: list[tuple[str, Interval, float | None]] = [
+        *((names[c] if c < len(names) else str(c), i, lost.labels[c]) for c, i in lost.per_class.items()),
+        *((f"{size} objects", i, lost.labels[size]) for size, i in lost.sizes.items()),
+    ]
+    if lost.recall is not None:
+        rows.append(("recall at the operating threshold", lost.recall, None))
+    rows.sort(key=lambda r: -r[1].drop)
+    return [{"of": name, **asdict(interval), "labels": labels} for name, interval, labels in rows]
 
 
 def _task_of(

@@ -1,6 +1,7 @@
 """The main job: from a model and images to a compressed model, the proof, and an exit code.
 
-    load -> read images -> settle the task -> measure the original -> search on each target -> verify -> write
+    load -> read images -> settle the task -> measure the original -> search on each target -> refit thresholds
+         -> verify -> write
 
 Everything is written into a temporary folder beside the output and renamed at the end; finished stages are kept beside
 it until then, so that `--resume` goes on after the last one.
@@ -21,8 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from roadworthy import __version__
-from roadworthy.check.accuracy import DRAWN, Predictions, labelled, predict, reference_of, tensor_of
+from roadworthy.check.accuracy import (
+    DRAWN,
+    Predictions,
+    Reference,
+    labelled,
+    labels_of,
+    predict,
+    reference_of,
+    sizes_of,
+    tensor_of,
+)
 from roadworthy.check.bench import BenchResult, Entry, bench
+from roadworthy.check.budgets import Budget, Wishes, budgets_for, check_wishes
 from roadworthy.check.contract import settle_task, suspects
 from roadworthy.check.judge import Judge
 from roadworthy.check.machine import environment, usable_cores, versions
@@ -30,8 +42,9 @@ from roadworthy.check.report import write_html, write_json
 from roadworthy.data.dataset import Dataset, join
 from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
-from roadworthy.errors import InputError
+from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.jobs.evidence import Evidence, gather
+from roadworthy.jobs.limits import BeyondLimits, Limits, limits_of
 from roadworthy.jobs.search import Search, calibration_images
 from roadworthy.jobs.stages import (
     Stages,
@@ -42,6 +55,7 @@ from roadworthy.jobs.stages import (
     unpack_reference,
     unpack_statistics,
 )
+from roadworthy.jobs.threshold import FIT_IMAGES, fit_images, keep_operating_point
 from roadworthy.jobs.trial import Trial, Ui
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
@@ -57,6 +71,8 @@ FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
 GOLDEN_FILES = ("golden.npz", "golden.json")
 """Beside a plan in fixed point: codes and accumulators of GOLDEN_IMAGES calibration images, to check a device by."""
 GOLDEN_IMAGES = 1
+RECIPES = "recipes"
+"""The folder of recipes for the other allocations of the report's table, where there is one."""
 EFFORTS = ("quick", "normal", "thorough")
 RESOLUTION = 0.95
 """A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
@@ -65,6 +81,8 @@ RESOLUTION = 0.95
 LEAST_SCORE = 1.0
 """Points below which an original is taken for mislabelled or misread: whatever is lost, there is nothing to lose."""
 ATTEMPTS = 3
+BUDGETS = ("max_drop", "min_sqnr", "max_drop_class", "max_drop_size", "max_drop_recall", "refit_threshold")
+"""Settings that may be changed when a job is resumed: what is measured does not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,12 @@ class Settings:
     task: a kind, a YAML file, or None to find out.   target: a key of TARGETS or "auto".   max_drop: points of mAP or
     top-1.   min_sqnr: dB, for raw tasks.   recipe: a YAML file to replay instead of searching.
     size_hw: input height and width for a model that leaves them open.   threads: 0 means every core.
+    max_drop_class: points of AP (or top-1) of single classes, by name or index: `(("person", 0.5), ("*", 2.0))`; "*" is
+    every other class that has labels enough.   max_drop_size: points of mAP of "small", "medium", "large" objects.
+    max_drop_recall: points of recall at the operating threshold.   refit_threshold: keep a detector's operating point
+    by a new threshold; else the threshold stays what it is.
+    max_size: most bytes of what is shipped ("600000", "600k"), or their share of the original's ("0.2x").
+    max_latency: most milliseconds on the target (median).
     """
 
     task: str | None = None
@@ -85,6 +109,12 @@ class Settings:
     seed: int = 0
     threads: int = 0
     size_hw: tuple[int, int] | None = None
+    max_drop_class: Wishes = ()
+    max_drop_size: Wishes = ()
+    max_drop_recall: float | None = None
+    refit_threshold: bool = True
+    max_size: str | None = None
+    max_latency: float | None = None
 
     def check(self) -> None:
         if self.target != "auto" and self.target not in TARGETS:
@@ -93,10 +123,19 @@ class Settings:
             raise InputError(f"the effort {self.effort!r} is unknown; known are {', '.join(EFFORTS)}")
         if not 0 <= self.max_drop <= 100:
             raise InputError(f"--max-drop is {self.max_drop:g}; give points between 0 and 100")
+        check_wishes("--max-drop-class", self.max_drop_class)
+        check_wishes("--max-drop-size", self.max_drop_size)
+        if self.max_drop_recall is not None and not 0 <= self.max_drop_recall <= 100:
+            raise InputError(f"--max-drop-recall is {self.max_drop_recall:g}; give points between 0 and 100")
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
+        limits_of(self.max_size, self.max_latency)
         if self.target != "auto" and not TARGETS[self.target].available():
             raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
+        if TARGETS["native"].available():
+            from roadworthy.run.native.runner import check_isa
+
+            check_isa()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -154,24 +193,32 @@ def compress(
             ui.note(line)
         dataset = _with_note_on_labels(dataset, task, ui)
     model = model.with_task(task)
+    _wanted(settings, task, dataset, {}, {}, model.source)  # an unknown class is refused before anything is measured
+    targets, cannot = _lowered(model, targets, settings)
     calibration = dataset.calibration
+    limits = limits_of(settings.max_size, settings.max_latency, model.size)
     with Stages(stage_folder(folder), _key(model, dataset, settings), resume) as stages:
         remember = _memory(stages)
         with clock("calibration"):
             _calibrate(stages, model, calibration, replay[0] if replay else None, settings, ui)
         with clock("original"):
-            judge = _judge(model, task, dataset.test, settings, ui, stages)
+            judge = _judge(model, task, dataset, settings, ui, stages)
 
         searches: list[Search] = []
         chosen: list[Trial] = []
+        refusals: list[BeyondLimits] = []
         with clock("search"):
             for target in targets:
                 search = Search(
                     model, task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui,
-                    remember,
+                    remember, limits=limits,
                 )  # fmt: skip
                 if replay is None:
-                    chosen += search.run()
+                    try:
+                        chosen += search.run()
+                    except BeyondLimits as refusal:  # another target may do better
+                        refusals.append(refusal)
+                        search.warnings.append(str(refusal))
                 else:
                     trial = search.build("replayed", _variant(replay[0]), replay[0])
                     search.evaluate(trial)
@@ -179,17 +226,37 @@ def compress(
                     search.trials.append(trial)
                     chosen.append(trial)
                 searches.append(search)
+        if not chosen:
+            raise refusals[-1]
+        with clock("threshold"):
+            refits = {}
+            if replay is None and settings.refit_threshold:
+                used = Recipe((), calibration_images(settings.effort, len(calibration)), settings.seed).choose(
+                    calibration
+                )
+                refits = keep_operating_point(
+                    chosen, model, judge, fit_images(calibration, used, FIT_IMAGES[settings.effort]),
+                    lambda: _float_runner(model, settings.threads), remember,
+                    lambda work: _kept_reference(stages, "fit-reference", work), ui, settings.threads, settings.seed,
+                )  # fmt: skip
+            for trial in chosen if replay is not None else ():
+                _judge_at_its_own(judge, trial)
         with clock("speed"):
-            speed, best = _final_speed(model, task, dataset.test, chosen, settings, ui)
+            speed, best = _final_speed(model, task, dataset.test, chosen, settings, limits, ui)
         with clock("proof"), ui.stage("layer by layer", None):
-            evidence = gather(model, best, searches, judge, calibration, dataset, speed, settings.seed, RESOLUTION)
+            evidence = gather(
+                model, best, searches, judge, calibration, dataset, speed, settings.seed, RESOLUTION, limits,
+                refits.get(id(best)),
+            )  # fmt: skip
+            evidence.warnings.extend(cannot)
         golden = None
         if TARGETS[best.target].simulated:  # whoever builds it elsewhere has to see what it computes
             with clock("golden vectors"), ui.stage("golden vectors", None):
                 golden = _golden(best, task, calibration, settings)
     seconds = time.monotonic() - started
     report = _report(model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command)
-    _write(folder, best, report, evidence, force, golden)
+    recipes = _recipes(model, dataset, searches)
+    _write(folder, best, report, evidence, force, recipes, golden)
     stages.drop()
     return Outcome(folder, report, 0 if report["verdict"] == "hold" else 3)
 
@@ -201,6 +268,43 @@ _INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMul
 def has_integers(model: Model) -> bool:
     """Whether a model is quantized, in any form that files have: Q/DQ, stored weights, operators on integers."""
     return has_qdq(model) or any(n.op_type in _INTEGER_OPS for n in g.nodes(model.ir))
+
+
+def _lowered(model: Model, targets: tuple[str, ...], settings: Settings) -> tuple[tuple[str, ...], list[str]]:
+    """The targets whose own file can be made of the model, and a sentence for each other one.
+
+    Raises UnsupportedError where none is left, before anything is measured.
+    """
+    left, cannot = list(targets), []
+    for name in targets:
+        if TARGETS[name].file == "model.onnx":
+            continue
+        try:
+            TARGETS[name].deploy(Fold()(model, Samples(())).float_bytes())
+        except UnsupportedError as error:
+            if len(left) == 1:
+                raise
+            left.remove(name)
+            cannot.append(f"not tried on {name}: {error}")
+    return tuple(left), cannot
+
+
+def _wanted(
+    settings: Settings, task: Task, dataset: Dataset, labels: Any, sizes: Any, source: str
+) -> tuple[Budget, ...]:
+    """The budgets beside --max-drop that the settings mean on these test images."""
+    from_data = dataset.class_names and tuple(dataset.class_names) == tuple(task.names)
+    return budgets_for(
+        task, labels, sizes, settings.max_drop_class, settings.max_drop_size, settings.max_drop_recall,
+        dataset.source if from_data else f"the task of {source}",
+    )  # fmt: skip
+
+
+def _judge_at_its_own(judge: Judge, trial: Trial) -> None:
+    """A replayed recipe may bring a threshold of its own, at which its recall counts."""
+    task = trial.model.task
+    if trial.predictions is not None and task is not None:
+        trial.judgement = judge(trial.predictions, task.decode.score_threshold)
 
 
 def _with_note_on_labels(dataset: Dataset, task: Task, ui: Ui) -> Dataset:
@@ -242,7 +346,7 @@ def check_output(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file; give a folder with --out")
     if folder.is_dir() and any(folder.iterdir()):
-        own = {*FILES, *GOLDEN_FILES, *(target.file for target in TARGETS.values())}
+        own = {*FILES, *GOLDEN_FILES, RECIPES, *(target.file for target in TARGETS.values())}
         strangers = sorted(p.name for p in folder.iterdir() if p.name not in own)
         if strangers:
             raise InputError(f"the output folder {folder} holds other files ({strangers[0]}); give another with --out")
@@ -275,7 +379,13 @@ def _golden(best: Trial, task: Task, calibration: Samples, settings: Settings) -
 
 
 def _write(
-    folder: Path, best: Trial, report: dict[str, Any], evidence: Evidence, force: bool, golden: Golden | None
+    folder: Path,
+    best: Trial,
+    report: dict[str, Any],
+    evidence: Evidence,
+    force: bool,
+    recipes: dict[str, str],
+    golden: Golden | None,
 ) -> None:
     """All files at once: into a temporary folder, then one rename."""
     parent = folder.absolute().parent
@@ -288,6 +398,10 @@ def _write(
         if golden is not None:
             golden.write(*(temporary / name for name in GOLDEN_FILES))
         (temporary / "recipe.yaml").write_text(report["recipe"])
+        if recipes:
+            (temporary / RECIPES).mkdir()
+        for name, text in recipes.items():
+            (temporary / RECIPES / name).write_text(text)
         write_json(report, temporary / "report.json")
         write_html(report, evidence.pictures, temporary / "report.html")
         if folder.is_dir():
@@ -314,7 +428,7 @@ def _key(model: Model, dataset: Dataset, settings: Settings) -> str:
         "calibration": dataset.calibration.content_id,
         "test": dataset.test.content_id,
         "task": model.task.to_json() if model.task else "",
-        "settings": {k: v for k, v in asdict(settings).items() if k not in ("max_drop", "min_sqnr")},
+        "settings": {k: v for k, v in asdict(settings).items() if k not in BUDGETS},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -334,7 +448,19 @@ def _memory(stages: Stages) -> Callable[[str, bytes, Callable[[], Predictions]],
     return remember
 
 
-def _judge(model: Model, task: Task, test: Samples, settings: Settings, ui: Ui, stages: Stages) -> Judge:
+def _kept_reference(stages: Stages, name: str, work: Callable[[], Reference]) -> Reference:
+    """A reference, computed once and kept as a stage where that costs something."""
+    kept = stages.get(name)
+    if kept is not None:
+        return unpack_reference(kept)
+    reference = work()
+    if reference.kind == DRAWN:  # the others cost nothing to make again
+        stages.put(name, pack_reference(reference))
+    return reference
+
+
+def _judge(model: Model, task: Task, dataset: Dataset, settings: Settings, ui: Ui, stages: Stages) -> Judge:
+    test = dataset.test
     runner = _float_runner(model, settings.threads)
     remember = _memory(stages)
 
@@ -342,16 +468,19 @@ def _judge(model: Model, task: Task, test: Samples, settings: Settings, ui: Ui, 
         with ui.stage("original: test images", len(test)) as advance:
             return predict(runner, task, test, progress=advance)
 
-    original = remember("ort", model.float_bytes(), work)
-    kept = stages.get("reference")
-    if kept is not None:
-        reference = unpack_reference(kept)
-    else:
+    def refer() -> Reference:
         with ui.stage("reference", len(test)) as advance:
-            reference = reference_of(lambda: runner, task, test, advance, original)
-        if reference.kind == DRAWN:  # the others cost nothing to make again
-            stages.put("reference", pack_reference(reference))
-    judge = Judge(task, test, original, reference, settings.max_drop, settings.min_sqnr)
+            return reference_of(lambda: runner, task, test, advance, original)
+
+    original = remember("ort", model.float_bytes(), work)
+    reference = _kept_reference(stages, "reference", refer)
+    budgets: tuple[Budget, ...] = ()
+    if task.decode.kind != "raw":
+        budgets = _wanted(settings, task, dataset, labels_of(reference, task), sizes_of(reference), model.source)
+    judge = Judge(task, test, original, reference, settings.max_drop, settings.min_sqnr, budgets)
+    for budget in budgets:
+        if budget.labels == 0:
+            ui.note(f"the budget {budget.name} cannot be measured: nothing on the test images is labelled so")
     if not judge.raw and not judge.original_value > LEAST_SCORE:
         found = suspects(model, task, test, runner, settings.seed) if labelled(task, test) else []
         raise InputError(
@@ -411,7 +540,7 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
 
 
 def _final_speed(
-    model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, ui: Ui
+    model: Model, task: Task, test: Samples, chosen: list[Trial], settings: Settings, limits: Limits, ui: Ui
 ) -> tuple[BenchResult, Trial]:
     """The longer measurement of what was chosen, originals beside it, and the winner among those that hold the budget
     (or among all, where none does): least latency x sqrt(bytes), so that twice the size must buy 1.4 times the speed.
@@ -456,9 +585,10 @@ def _final_speed(
         trial.ratio = ratio_in(result, trial)
     latency = {id(t): result[f"{t.variant} on {t.target}"].runtime.median_ms for t in chosen}
 
-    def merit(trial: Trial) -> tuple[bool, bool, float]:
+    def merit(trial: Trial) -> tuple[bool, bool, bool, float]:
         slow = (trial.ratio or 0) < RESOLUTION
-        return _broken(trial), slow, latency[id(trial)] * math.sqrt(len(trial.deployed))
+        beyond = not limits.fits(len(trial.deployed)) or latency[id(trial)] > (limits.max_latency_ms or math.inf)
+        return beyond, _broken(trial), slow, latency[id(trial)] * math.sqrt(len(trial.deployed))
 
     best = min(chosen, key=merit)
     for trial in chosen:
@@ -499,14 +629,7 @@ def _report(
 ) -> dict[str, Any]:
     task = model.task
     assert task is not None
-    made_with = {
-        "target": best.target,
-        "model_sha256": model.sha256,
-        "data": dataset.calibration.content_id,
-        "task_sha256": hashlib.sha256(task.to_json().encode()).hexdigest(),
-        "roadworthy": __version__,
-        "onnxruntime": versions().get("onnxruntime", ""),
-    }
+    made_with = _made_with(model, dataset, best.target)
     warnings = list(evidence.warnings)
     if replay is None and settings.target == "auto":
         warnings += [
@@ -521,7 +644,7 @@ def _report(
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
         "seconds": seconds,
-        "verdict": "broken" if any(b["verdict"] == "broken" for b in evidence.budgets) else "hold",
+        "verdict": "hold" if all(b["verdict"] == "holds" for b in evidence.budgets) else "broken",
         "summary": evidence.summary,
         "warnings": warnings,
         "original": evidence.original,
@@ -541,6 +664,7 @@ def _report(
         },
         "budgets": evidence.budgets,
         "accuracy": evidence.accuracy,
+        "operating": evidence.operating,
         "speed": evidence.speed,
         "size": evidence.size,
         "candidates": evidence.candidates,
@@ -549,5 +673,28 @@ def _report(
         "steps": clock.rows,
         "environment": speed.environment,
         "recipe": best.recipe.to_yaml(made_with),
+        "pareto": evidence.pareto,
         "seed": settings.seed,
+    }
+
+
+def _made_with(model: Model, dataset: Dataset, target: str) -> dict[str, str]:
+    """What a recipe was made with; replaying compares it."""
+    assert model.task is not None
+    return {
+        "target": target,
+        "model_sha256": model.sha256,
+        "data": dataset.calibration.content_id,
+        "task_sha256": hashlib.sha256(model.task.to_json().encode()).hexdigest(),
+        "roadworthy": __version__,
+        "onnxruntime": versions().get("onnxruntime", ""),
+    }
+
+
+def _recipes(model: Model, dataset: Dataset, searches: list[Search]) -> dict[str, str]:
+    """File name -> recipe of every allocation in the report's table; replaying one makes the very bytes."""
+    return {
+        point.file: point.trial.recipe.to_yaml(_made_with(model, dataset, search.target))
+        for search in searches
+        for point in search.points
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,14 @@ from roadworthy.check.align import align
 from roadworthy.check.bench import BenchResult
 from roadworthy.check.inspect import inspect, table_rows, totals
 from roadworthy.check.judge import Judge
+from roadworthy.check.operating import Refit
 from roadworthy.check.pictures import Picture
 from roadworthy.data.dataset import Dataset
 from roadworthy.data.samples import Samples
 from roadworthy.detect.detections import Detections
-from roadworthy.detect.evaluate import DetectionScores, Interval
+from roadworthy.detect.evaluate import DetectionScores, Interval, operating_point
+from roadworthy.detect.matches import match
+from roadworthy.jobs.limits import Limits
 from roadworthy.jobs.search import Search
 from roadworthy.jobs.trial import Trial
 from roadworthy.model.model import Model, load
@@ -46,12 +49,14 @@ class Evidence:
     result: dict[str, Any]
     budgets: list[dict[str, Any]]
     accuracy: dict[str, Any] | None
+    operating: dict[str, Any] | None
     speed: list[dict[str, Any]]
     size: dict[str, Any]
     candidates: list[dict[str, Any]]
     sensitivity: list[dict[str, Any]] | None
     layers: list[dict[str, Any]]
     pictures: list[Picture]
+    pareto: list[dict[str, Any]] | None = None
 
 
 def gather(
@@ -64,12 +69,14 @@ def gather(
     speed: BenchResult,
     seed: int,
     resolution: float,
+    limits: Limits,
+    refit: Refit | None = None,
 ) -> Evidence:
-    """Everything that is reported about the chosen candidate."""
+    """Everything that is reported about the chosen candidate.   refit: what became of its operating threshold."""
     task = judge.task
     assert best.predictions is not None and best.judgement is not None
     interval = judge.interval(best.predictions, seed)
-    budgets = [_accuracy_budget(judge, best, interval)]
+    budgets = _accuracy_budgets(judge, best, seed)
     ratio, elsewhere = None, {}
     if not TARGETS[best.target].simulated:
         base, mine = speed[f"original on {best.target}"], speed[f"{best.variant} on {best.target}"]
@@ -80,9 +87,12 @@ def gather(
         }
         ratio, spread = speed.compare(base.label, mine.label)
         budgets.append(_speed_budget(best, ratio, spread, resolution, speed.quiet))
+    latency = None if ratio is None else mine.runtime.median_ms
+    budgets += limits.budgets(len(best.deployed), best.target, latency, speed.quiet)
     warnings = [w for s in searches for w in s.warnings] + list(speed.notes)
     if dataset.note:
         warnings.append(dataset.note)
+    operating = _operating(judge, best, refit)
     if len(judge.samples) < FEW:
         warnings.append(
             f"only {len(judge.samples)} test images: the drop and its interval say little; give at least {FEW}"
@@ -113,6 +123,7 @@ def gather(
             searches,
             size_ratio,
             budgets,
+            operating,
         ),
         warnings=list(dict.fromkeys(warnings)),
         original={
@@ -134,12 +145,14 @@ def gather(
         },
         budgets=budgets,
         accuracy=_accuracy(judge, best, interval, task),
+        operating=operating,
         speed=[{k: row.get(k) for k in SPEED_KEYS} for row in speed.rows()],
         size={"original": _parts(model.float_bytes()), "compressed": _parts_of(best)},
         candidates=_candidates(searches, best),
         sensitivity=_sensitivity(searches, best),
         layers=layers,
-        pictures=_pictures(judge, best.predictions, task),
+        pictures=_pictures(judge, best.predictions, task, threshold_of(best, task)),
+        pareto=pareto(searches, best),
     )
 
 
@@ -170,26 +183,60 @@ def _proto(model: Model) -> onnx.ModelProto:
 # Budgets
 
 
-def _accuracy_budget(judge: Judge, best: Trial, interval: Interval | None) -> dict[str, Any]:
-    assert best.judgement is not None
-    holds = "holds" if best.judgement.holds else "broken"
+def threshold_of(trial: Trial, task: Task) -> float:
+    """The operating threshold that a candidate carries; the task's where it carries none."""
+    return (trial.model.task or task).decode.score_threshold
+
+
+def _accuracy_budgets(judge: Judge, best: Trial, seed: int) -> list[dict[str, Any]]:
+    assert best.judgement is not None and best.predictions is not None
     if judge.raw:
-        return {"name": "output SQNR", "metric": "SQNR", "limit": judge.min_sqnr, "measured": best.judgement.value,
-                "unit": "dB", "direction": "at least", "verdict": holds}  # fmt: skip
-    note = None
-    if judge.reference.kind != "labels":
-        note = f"without labels: against {judge.reference.kind}"
+        holds = "holds" if best.judgement.holds else "broken"
+        return [{"name": "output SQNR", "metric": "SQNR", "limit": judge.min_sqnr, "measured": best.judgement.value,
+                 "unit": "dB", "direction": "at least", "verdict": holds}]  # fmt: skip
+    return judge.rows(best.predictions, threshold_of(best, judge.task), seed)
+
+
+RECALL_FELL = 1.0
+"""Points of recall at the operating threshold from which on a loss is told in the summary."""
+
+
+def _operating(judge: Judge, best: Trial, refit: Refit | None) -> dict[str, Any] | None:
+    """Recall and precision on the test images: of the original, and of the candidate without and with its threshold."""
+    task = judge.task
+    if not task.is_detector:
+        return None
+    assert best.predictions is not None
+    own, reference = threshold_of(best, task), judge.reference
+    sides = [match(reference.truths, p.detections * reference.draws, task.decode.num_classes)
+             for p in (judge.original, best.predictions)]  # fmt: skip
+    points = [operating_point(sides[0], judge.threshold), operating_point(sides[1], judge.threshold),
+              operating_point(sides[1], own)]  # fmt: skip
+    why = refit.why if refit is not None else None
+    if refit is None:
+        why = "as the recipe says" if own != judge.threshold else "not refitted"
     return {
-        "name": "accuracy drop",
-        "metric": judge.metric,
-        "limit": judge.max_drop,
-        "measured": best.judgement.drop,
-        "interval": None if interval is None else [interval.low, interval.high],
-        "unit": "points",
-        "direction": "at most",
-        "verdict": holds,
-        "note": note,
+        "original": judge.threshold,
+        "compressed": own,
+        "images": refit.images if refit is not None else None,
+        "why": why,
+        "recall": [p[0] for p in points],
+        "precision": [p[1] for p in points],
     }
+
+
+def _recall_sentence(operating: dict[str, Any] | None) -> list[str]:
+    """Said when recall falls by more than RECALL_FELL behind whatever mAP does."""
+    if operating is None:
+        return []
+    before, without, after = operating["recall"]
+    if before is None or after is None or before - after <= RECALL_FELL:
+        return []
+    told = f"at a score of {operating['original']:g}"
+    if operating["compressed"] != operating["original"]:
+        told += f", refitted to {operating['compressed']:g} (without that {without:.1f})"
+    return [f"RECALL FELL by {before - after:.1f} points at the operating threshold: {before:.1f} -> {after:.1f},"
+            f" {told}."]  # fmt: skip
 
 
 def _speed_budget(
@@ -223,10 +270,14 @@ def _summary(
     searches: list[Search],
     size_ratio: float,
     budgets: list[dict[str, Any]],
+    operating: dict[str, Any] | None,
 ) -> list[str]:
     assert best.judgement is not None
     broken = [b["name"] for b in budgets if b["verdict"] == "broken"]
+    unknown = [b["name"] for b in budgets if b["verdict"] == "not measured"]
     verdict = f"BROKEN: {', '.join(broken)}" if broken else "all budgets hold"
+    if unknown:
+        verdict = (f"{verdict}; " if broken else "") + f"NOT MEASURED: {', '.join(unknown)}"
     lines = [f"{best.variant}, for {best.target}: {verdict}."]
     for search in searches:
         for trial in search.trials:
@@ -243,6 +294,7 @@ def _summary(
             f"{guess}{judge.metric} {judge.original_value:.2f} -> {best.judgement.value:.2f}: drop {interval.drop:+.2f}"
             f" points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
         )
+    lines += _recall_sentence(operating)
     lines.append(f"{model.size:,} -> {len(best.deployed):,} bytes: {size_ratio:.2f}x smaller.")
     if ratio is None:
         lines.append(
@@ -282,7 +334,8 @@ def _accuracy(judge: Judge, best: Trial, interval: Interval | None, task: Task) 
         return None
     assert best.predictions is not None
     before = _detail(score(judge.original, judge.reference, task), task)
-    after = _detail(score(best.predictions, judge.reference, task), task)
+    own = replace(task, decode=replace(task.decode, score_threshold=threshold_of(best, task)))
+    after = _detail(score(best.predictions, judge.reference, own), task)
     counts: dict[str, int] = {}
     for truth in judge.reference.truths:
         for c in truth.classes[~truth.ignore]:
@@ -297,7 +350,7 @@ def _accuracy(judge: Judge, best: Trial, interval: Interval | None, task: Task) 
         "drop": (before[key] or 0.0) - (after[key] or 0.0),
         "interval": None if interval is None else [interval.low, interval.high],
         "boxes_per_class": counts or None,
-        "agreement": agreement(judge.original, best.predictions, task),
+        "agreement": agreement(judge.original, best.predictions, task, threshold_of(best, task)),
     }
 
 
@@ -322,6 +375,25 @@ def _candidates(searches: list[Search], best: Trial) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def pareto(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:
+    """The allocations of mixed precision, smallest first on each target; None where none were made."""
+    rows = [
+        {
+            "name": f"{point.trial.name} on {search.target}",
+            "variant": point.trial.variant,
+            "bytes": point.bytes,
+            "predicted": point.predicted,
+            "measured": point.measured,
+            "drop": None if point.trial.judgement is None else point.trial.judgement.drop,
+            "chosen": point.trial is best,
+            "recipe": f"recipes/{point.file}",
+        }
+        for search in searches
+        for point in search.points
+    ]
+    return rows or None
 
 
 def _sensitivity(searches: list[Search], best: Trial) -> list[dict[str, Any]] | None:
@@ -418,13 +490,15 @@ def _parts(data: bytes) -> dict[str, int]:
 # Pictures
 
 
-def _pictures(judge: Judge, candidate: Predictions, task: Task) -> list[Picture]:
+def _pictures(judge: Judge, candidate: Predictions, task: Task, threshold: float) -> list[Picture]:
     """Test images on which the two models differ most, and some on which they differ little."""
     if judge.raw:
         return []
     samples = judge.samples
     if task.is_detector:
-        changes = np.array([_change(a, b, task) for a, b in zip(judge.original.detections, candidate.detections)])
+        changes = np.array(
+            [_change(a, b, task, threshold) for a, b in zip(judge.original.detections, candidate.detections)]
+        )
         seen = np.array([(d.scores >= task.decode.score_threshold).sum() for d in judge.original.detections])
         order = np.argsort(-changes, kind="stable")
         worst = [int(i) for i in order[: PICTURES // 2]]
@@ -445,15 +519,14 @@ def _pictures(judge: Judge, candidate: Predictions, task: Task) -> list[Picture]
         else:
             a, b = judge.original.scores[index], candidate.scores[index]  # type: ignore[index]
         found.append(
-            Picture(samples[index].name, samples[index].image(), a, b, task.names, note, task.decode.score_threshold)
+            Picture(samples[index].name, samples[index].image(), a, b, task.names, note, judge.threshold, threshold)
         )
     return found
 
 
-def _change(a: Detections, b: Detections, task: Task) -> float:
+def _change(a: Detections, b: Detections, task: Task, threshold: float) -> float:
     """How much two results for one image differ: scores of what only one of them shows, and shifts of the rest."""
-    limit = task.decode.score_threshold
-    a, b = a.keep(a.scores >= limit), b.keep(b.scores >= limit)
+    a, b = a.keep(a.scores >= task.decode.score_threshold), b.keep(b.scores >= threshold)
     pairs = match_pairs(a, b)
     left = set(range(len(a))) - {p[0] for p in pairs}
     right = set(range(len(b))) - {p[1] for p in pairs}

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from roadworthy.check.judge import Judge, Judgement, distance
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.improve import GAIN, IMPROVEMENTS
+from roadworthy.jobs.limits import Limits
 from roadworthy.jobs.trial import Sensitivity, Trial, Ui
 from roadworthy.model.model import Model
 from roadworthy.model.qdq import to_qdq
@@ -78,6 +80,9 @@ class Search:
     sensitivity: list[Sensitivity] = field(default_factory=list)
     sensitivity_metric: str = ""
     warnings: list[str] = field(default_factory=list)
+    limits: Limits = field(default_factory=Limits)
+    points: list[Any] = field(default_factory=list)
+    """Allocations of mixed precision (jobs/mixed.py), smallest first, where limits asked for them."""
 
     @property
     def images(self) -> int:
@@ -118,6 +123,12 @@ class Search:
         return Recipe((Fold(), *steps, CorrectBias()), self.images, self.seed)
 
     def run(self) -> list[Trial]:
+        """The trials that a final measurement decides between; within the limits, where there are some."""
+        from roadworthy.jobs.mixed import under_limits
+
+        return under_limits(self) if self.limits else self.unlimited()
+
+    def unlimited(self) -> list[Trial]:
         """The trials that a final measurement decides between: int8 where it is faster and holds the budget, and stored
         weights, which are never slower. Every other trial's `why` says why not."""
         if TARGETS[self.target].simulated:

@@ -48,13 +48,16 @@ class Task:
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
     def differences(self, other: Task) -> list[str]:
-        """One line per field in which two contracts differ, as `decode.strides: (8, 16, 32) against (8, 16, 16)`."""
+        """One line per field in which two contracts differ, as `decode.strides: (8, 16, 32) against (8, 16, 16)`.
+
+        Class names are only words, and the operating threshold is each model's own: neither is a difference.
+        """
         found = []
         for part in ("preprocess", "decode"):
             a, b = getattr(self, part), getattr(other, part)
             for field in fields(a):
                 x, y = getattr(a, field.name), getattr(b, field.name)
-                if x != y and field.name != "class_names":
+                if x != y and field.name not in ("class_names", "score_threshold"):
                     found.append(f"{part}.{field.name}: {x} against {y}")
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,13 @@ def session(plan: bytes, threads: int = 0, **options: Any) -> Any:
         return engine().Session(plan, threads, **options)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def check_isa() -> None:
+    """Raises InputError where ROADWORTHY_ISA names an instruction set that this CPU or this build does not have."""
+    wanted = os.environ.get("ROADWORTHY_ISA")
+    if wanted and wanted not in engine().isas():
+        session(b"")  # options are checked first, so this says which there are
 
 
 def _sentence(threads: int, options: dict[str, Any]) -> str:
