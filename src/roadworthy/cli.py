@@ -223,7 +223,7 @@ def _show_outcome(outcome: Any) -> None:
         doubt = ", but the 95 % interval reaches past the limit" if past and budget["verdict"] == "holds" else ""
         click.echo(f"budget {budget['name']}: {told}: {budget['verdict']}{doubt}")
     result, rest = report["result"], "report.html, report.json, recipe.yaml"
-    if result["target"] == "fixed":
+    if (outcome.folder / "golden.npz").exists():
         rest = f"golden.npz, golden.json, {rest}"
     files = f"model.onnx, {rest}"
     if result["path"] != "model.onnx":
