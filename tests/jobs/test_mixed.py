@@ -167,7 +167,7 @@ def test_a_real_network_is_nearer_to_the_original_at_the_size_of_five_bits(
     monkeypatch.setattr(mixing, "HELD", 16)
     decode = "decode: {kind: classify, num_classes: 10, scores_are_logits: true}"
     (tmp_path / "task.yaml").write_text(f"{RAW.splitlines()[0]}\n{decode}")
-    model, dataset = load(assets / "models/cifar10_resnet56.onnx"), read(assets / "imagenet/labels.csv")
+    model, dataset = load(assets / "models/cifar10_resnet56.onnx"), read(assets / "coco/images/val")
     runner = TARGETS["ort"].runner(model.float_bytes())
     task, _ = settle_task(model, dataset, str(tmp_path / "task.yaml"), lambda: runner)
     base = Recipe((Fold(), Quantize("native", "minmax"), CorrectBias()), 12)
