@@ -55,6 +55,8 @@ HELD = 48
 POINTS = 6
 FRONT = 3.0
 """The front reaches down to the size at which the predicted distance is this many times that of 8 bits."""
+APART = 0.03
+"""Sizes of the front that differ less from what was asked for are left out."""
 ATTEMPTS = 4
 SPARE = 128
 """Bytes that the digits of a refitted threshold may take."""
@@ -117,7 +119,7 @@ def _around(mixer: Mixer, limits: Limits, points: int, spare: bool = False) -> l
     wanted = wanted or mixer.within(limits)
     found = [wanted]
     for size in mixer.sizes(points, limits.max_bytes):
-        if points > 1 and size != limits.max_bytes:
+        if points > 1 and abs(size / wanted.bytes - 1) > APART:
             found.append(mixer.within(replace(limits, max_bytes=size)))
     return undominated(found, wanted)
 
