@@ -161,6 +161,23 @@ def under_limits(search: Search) -> list[Trial]:
     return [best.trial]
 
 
+def front(search: Search, found: list[Trial]) -> None:
+    """The sizes that fewer bits would reach, for the report of a thorough search: left in `search.points`, each with
+    its drop and its recipe. What was found stays what is shipped. Only where fewer bits make the file smaller."""
+    from roadworthy.jobs.layers import stored_counts
+
+    base = next((t for t in found if t.variant == "int8" and stored_counts(t.deployed) is not None), None)
+    if base is None:
+        return
+    mixer = Mixer(
+        search.model, search.task, search.calibration, search.target, base.recipe, search.threads, search.ui
+    )  # fmt: skip
+    search.points = _around(mixer, Limits(), POINTS)
+    for point in search.points:
+        search.evaluate(point.trial)
+        point.trial.why = "for the table of sizes"
+
+
 def _quick_enough(search: Search, trial: Trial) -> bool:
     limit = search.limits.max_latency_ms
     if limit is None:

@@ -124,9 +124,14 @@ class Search:
 
     def run(self) -> list[Trial]:
         """The trials that a final measurement decides between; within the limits, where there are some."""
-        from roadworthy.jobs.mixed import under_limits
+        from roadworthy.jobs.mixed import front, under_limits
 
-        return under_limits(self) if self.limits else self.unlimited()
+        if self.limits:
+            return under_limits(self)
+        found = self.unlimited()
+        if self.effort == "thorough":
+            front(self, found)
+        return found
 
     def unlimited(self) -> list[Trial]:
         """The trials that a final measurement decides between: int8 where it is faster and holds the budget, and stored
@@ -219,9 +224,13 @@ class Search:
                 continue
             with self.ui.stage(f"{step.name} for {self.target}"):
                 trial = self.build(f"int8, {step.name}", "int8", recipe)
-                trial.distance = self.distance(trial)
+                trial.distance = best.distance if trial.data == best.data else self.distance(trial)
             trial.seconds = time.monotonic() - started
-            before, after = best.distance or 0.0, trial.distance
+            if trial.data == best.data:
+                trial.why = "rejected: it changes nothing in this network"
+                self.trials.append(trial)
+                continue
+            before, after = best.distance or 0.0, trial.distance or 0.0
             told = f"held-out distance {after:.4f} against {before:.4f}"
             if after < before * (1 - GAIN):
                 best.why, trial.why = f"improved on by {step.name}", f"kept: {told}"
