@@ -148,9 +148,9 @@ def main() -> None:
             if where != target or (options.only and "search" not in options.only):
                 continue
             started = time.monotonic()
-            plain = search._plain_int8()
+            plain = search.plain_int8()
             if plain is not None:
-                best = search._improved(plain)
+                best = search.improved(plain)
                 seconds = time.monotonic() - started
                 run = TARGETS[target].runner(best.deployed, options.threads)
                 kept = [type(s).__name__ for s in best.recipe.steps]
