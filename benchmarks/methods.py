@@ -4,7 +4,7 @@
     python benchmarks/methods.py street
 
 Columns: drop in points of mAP or top-1 on the test images with its 95 % interval (paired bootstrap), the task distance
-on held-out calibration images (what the search decides by), the signal-to-noise ratio of the outputs on these in dB, the
+on held-out calibration images (what the search decides by), the signal-to-noise ratio of the outputs there in dB, the
 bytes of what is shipped, and the seconds it took to make. Latency is the business of benchmarks/native.py and
 compare.py. Without labels the original's own answers stand in (docs/decisions/0003).
 """

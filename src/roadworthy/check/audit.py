@@ -58,14 +58,14 @@ def harmful(alone: Mapping[str, float], base: float, share: float) -> list[str]:
     base: the damage of everything else that is rounded.   share: of base, as a rise of the root of the sum of squares.
     """
     allowed = base**2 * ((1 + share) ** 2 - 1)
-    left = sum(d**2 for d in alone.values())
-    named = []
-    for name in sorted(alone, key=lambda n: -alone[n]):
-        if left <= allowed:
+    harmless, total = 0, 0.0
+    order = sorted(alone, key=lambda n: alone[n])
+    for name in order:
+        total += alone[name] ** 2
+        if total > allowed:
             break
-        named.append(name)
-        left -= alone[name] ** 2
-    return named
+        harmless += 1
+    return order[harmless:][::-1]
 
 
 def rounded_at(model: Model, encodings: Mapping[str, Encoding]) -> bytes:
