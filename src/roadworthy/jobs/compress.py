@@ -43,17 +43,17 @@ from roadworthy.data.dataset import Dataset, join
 from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError, UnsupportedError
+from roadworthy.jobs.cache import Cache, JobShelf
+from roadworthy.jobs.calibrate import Chosen, calibrate, check_choice, choose_images
 from roadworthy.jobs.evidence import Evidence, gather
 from roadworthy.jobs.limits import BeyondLimits, Limits, limits_of
-from roadworthy.jobs.search import Search, calibration_images
+from roadworthy.jobs.search import Search
 from roadworthy.jobs.stages import (
     Stages,
     pack_predictions,
     pack_reference,
-    pack_statistics,
     unpack_predictions,
     unpack_reference,
-    unpack_statistics,
 )
 from roadworthy.jobs.threshold import FIT_IMAGES, fit_images, keep_operating_point
 from roadworthy.jobs.trial import Trial, Ui
@@ -81,7 +81,7 @@ RESOLUTION = 0.95
 LEAST_SCORE = 1.0
 """Points below which an original is taken for mislabelled or misread: whatever is lost, there is nothing to lose."""
 ATTEMPTS = 3
-BUDGETS = ("max_drop", "min_sqnr", "max_drop_class", "max_drop_size", "max_drop_recall", "refit_threshold")
+BUDGETS = ("max_drop", "min_sqnr", "max_drop_class", "max_drop_size", "max_drop_recall", "refit_threshold", "cache")
 """Settings that may be changed when a job is resumed: what is measured does not depend on them."""
 
 
@@ -98,6 +98,9 @@ class Settings:
     by a new threshold; else the threshold stays what it is.
     max_size: most bytes of what is shipped ("600000", "600k"), or their share of the original's ("0.2x").
     max_latency: most milliseconds on the target (median).
+    images: how many images are calibrated with, "auto" for the fewest that would cover 99 % of the ranges when chosen
+    by coverage, None for what the effort takes.   choose: "random" or "coverage", see `Recipe`.   cache: look for
+    statistics that another job has measured, and keep them for the next (jobs/cache.py); the result is the same.
     """
 
     task: str | None = None
@@ -115,6 +118,9 @@ class Settings:
     refit_threshold: bool = True
     max_size: str | None = None
     max_latency: float | None = None
+    images: int | str | None = None
+    choose: str = "random"
+    cache: bool = True
 
     def check(self) -> None:
         if self.target != "auto" and self.target not in TARGETS:
@@ -130,6 +136,7 @@ class Settings:
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
         limits_of(self.max_size, self.max_latency)
+        check_choice(self.images, self.choose, self.recipe)
         if self.target != "auto" and not TARGETS[self.target].available():
             raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
         if TARGETS["native"].available():
@@ -197,10 +204,21 @@ def compress(
     targets, cannot = _lowered(model, targets, settings)
     calibration = dataset.calibration
     limits = limits_of(settings.max_size, settings.max_latency, model.size)
-    with Stages(stage_folder(folder), _key(model, dataset, settings), resume) as stages:
+    cache = Cache() if settings.cache else None
+    with (
+        Stages(stage_folder(folder), _key(model, dataset, settings), resume) as stages,
+        Calibration.kept_on(JobShelf(stages, cache)),
+    ):
         remember = _memory(stages)
         with clock("calibration"):
-            _calibrate(stages, model, calibration, replay[0] if replay else None, settings, ui)
+            chosen_images = choose_images(
+                model, calibration, replay[0] if replay else None, settings.images, settings.choose, settings.effort,
+                settings.seed, ui,
+            )  # fmt: skip
+            before = cache.found if cache else 0
+            calibrate(model, chosen_images.images, ui)
+            if cache is not None and cache.found > before:
+                ui.note("calibration: from the cache")
         with clock("original"):
             judge = _judge(model, task, dataset, settings, ui, stages)
 
@@ -211,7 +229,7 @@ def compress(
             for target in targets:
                 search = Search(
                     model, task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui,
-                    remember, limits=limits,
+                    remember, limits=limits, wanted_images=chosen_images.wanted, by=chosen_images.recipe.by,
                 )  # fmt: skip
                 if replay is None:
                     try:
@@ -231,11 +249,8 @@ def compress(
         with clock("threshold"):
             refits = {}
             if replay is None and settings.refit_threshold:
-                used = Recipe((), calibration_images(settings.effort, len(calibration)), settings.seed).choose(
-                    calibration
-                )
                 refits = keep_operating_point(
-                    chosen, model, judge, fit_images(calibration, used, FIT_IMAGES[settings.effort]),
+                    chosen, model, judge, fit_images(calibration, chosen_images.images, FIT_IMAGES[settings.effort]),
                     lambda: _float_runner(model, settings.threads), remember,
                     lambda work: _kept_reference(stages, "fit-reference", work), ui, settings.threads, settings.seed,
                 )  # fmt: skip
@@ -252,9 +267,11 @@ def compress(
         golden = None
         if best.target == "fixed":
             with clock("golden vectors"), ui.stage("golden vectors", None):
-                golden = _golden(best, task, calibration, settings)
+                golden = _golden(best, task, model, calibration)
     seconds = time.monotonic() - started
-    report = _report(model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command)
+    report = _report(
+        model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command, chosen_images
+    )
     recipes = _recipes(model, dataset, searches)
     _write(folder, best, report, evidence, force, recipes, golden)
     stages.drop()
@@ -371,9 +388,9 @@ def stage_folder(folder: Path) -> Path:
     return folder.absolute().parent / f".{folder.name}.stages"
 
 
-def _golden(best: Trial, task: Task, calibration: Samples, settings: Settings) -> Golden:
+def _golden(best: Trial, task: Task, model: Model, calibration: Samples) -> Golden:
     """The golden vectors of what is shipped, on the first images that it was calibrated with."""
-    chosen = best.recipe.choose(calibration)
+    chosen = best.recipe.choose(calibration, model)
     tensors = [tensor_of(s, task)[0] for s in chosen[:GOLDEN_IMAGES]]
     return golden_vectors(from_qdq(load(best.data)), tensors)
 
@@ -493,22 +510,6 @@ def _judge(model: Model, task: Task, dataset: Dataset, settings: Settings, ui: U
     return judge
 
 
-def _calibrate(
-    stages: Stages, model: Model, calibration: Samples, replay: Recipe | None, settings: Settings, ui: Ui
-) -> None:
-    """One pass over the calibration images before anything else looks at images; kept as a stage."""
-    recipe = replay or Recipe((), calibration_images(settings.effort, len(calibration)), settings.seed)
-    chosen = recipe.choose(calibration)
-    folded = Fold()(model, chosen)
-    kept = stages.get("statistics")
-    if kept is not None:
-        Calibration.put(folded, chosen, unpack_statistics(kept))
-    with ui.stage("calibration", len(chosen)) as advance:
-        known = Calibration.of(folded, chosen, (), advance)
-    if kept is None:
-        stages.put("statistics", pack_statistics(known))
-
-
 def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], settings: Settings) -> str:
     """The target that a recipe was made for; stored weights run anywhere. Refuses a recipe made for another model."""
     made_for = made_with.get("target")
@@ -626,6 +627,7 @@ def _report(
     clock: _Clock,
     seconds: float,
     command: str | None,
+    images: Chosen,
 ) -> dict[str, Any]:
     task = model.task
     assert task is not None
@@ -659,6 +661,9 @@ def _report(
             "content_id": f"calibration {dataset.calibration.content_id}, test {dataset.test.content_id}",
             "kind": dataset.kind,
             "calibration_images": min(best.recipe.images, len(dataset.calibration)),
+            "chosen": images.recipe.by,
+            "covered": images.covered.share,
+            "coverage": str(images.covered),
             "test_images": len(dataset.test),
             "note": dataset.note,
         },
