@@ -56,7 +56,7 @@ def nncf(model: Model, samples: Samples, target: str) -> Callable[[], object]:
     if target == "openvino":
         import openvino
 
-        graph = openvino.convert_model(graph)
+        graph = openvino.Core().read_model(model.float_bytes(), b"")
     peer.set_log_level(40)
     data = peer.Dataset(samples, lambda s: {name: preprocess(s.image())[0]})
     return lambda: peer.quantize(graph, data, subset_size=len(samples))

@@ -48,8 +48,8 @@ class Covered:
     def __str__(self) -> str:
         if self.used >= self.every:
             return f"all {self.every} calibration images are used" if self.every > 1 else "the one image is used"
-        looked = f"of {self.every}" if self.seen == self.every else f"of the {self.seen} looked at (of {self.every})"
-        told = f"{self.used} {looked} images{' chosen by coverage' if self.by == 'coverage' else ''} cover"
+        among = f"{self.every} images" if self.seen == self.every else f"{self.seen} images looked at (of {self.every})"
+        told = f"{self.used} of {among}{' chosen by coverage' if self.by == 'coverage' else ''} cover"
         told += f" {_percent(self.share)} of the ranges of all"
         if self.by == "coverage" and self.best >= self.used:
             return told

@@ -43,7 +43,8 @@ def extremes(
     for tensor in tensors:
         found = runner.run({model.input_name: np.ascontiguousarray(tensor, np.float32)})
         rows.append(found["@range/all"])
-        bad = np.flatnonzero(~np.isfinite(rows[-1]))
+        rows[-1], sums = rows[-1][: 2 * len(values)], rows[-1][2 * len(values) :]
+        bad = np.flatnonzero(~np.isfinite(rows[-1]) | np.tile(np.isnan(sums), 2))
         if len(bad):
             raise InputError(
                 f"on calibration image {len(rows)} the tensor {values[bad[0] % len(values)]!r} of {model.source}"
@@ -58,10 +59,10 @@ def extremes(
 
 
 def _with_extremes(model: Model, values: Sequence[str]) -> bytes:
-    """The network with one output: all minima, then all maxima."""
+    """The network with one output: all minima, then all maxima, then all sums: extremes may pass over a NaN."""
     proto = onnx.load_model_from_string(model.float_bytes())
     opset = g.opset(model.ir)
-    for op, tag in (("ReduceMin", "lo"), ("ReduceMax", "hi")):
+    for op, tag in (("ReduceMin", "lo"), ("ReduceMax", "hi"), ("ReduceSum", "sum")):
         for k, name in enumerate(values):
             proto.graph.node.append(helper.make_node(op, [name], [f"@range/{tag}/{k}"], keepdims=0))
             proto.graph.node.append(
@@ -69,7 +70,7 @@ def _with_extremes(model: Model, values: Sequence[str]) -> bytes:
             )
     assert opset >= 13
     proto.graph.initializer.append(helper.make_tensor("@range/one", onnx.TensorProto.INT64, [1], [1]))
-    every = [f"@range/{tag}1/{k}" for tag in ("lo", "hi") for k in range(len(values))]
+    every = [f"@range/{tag}1/{k}" for tag in ("lo", "hi", "sum") for k in range(len(values))]
     proto.graph.node.append(helper.make_node("Concat", every, ["@range/all"], axis=0))
     del proto.graph.output[:]
     proto.graph.output.append(helper.make_tensor_value_info("@range/all", _FLOAT, [len(every)]))
