@@ -17,9 +17,10 @@ from command import roadworthy, tree
 from roadworthy.data.samples import Sample
 from roadworthy.errors import InputError
 from roadworthy.jobs import cache as module
-from roadworthy.jobs.cache import Cache, cache_folder
+from roadworthy.jobs.cache import Cache, JobShelf, cache_folder
 from roadworthy.jobs.calibrate import Covered, fewest
 from roadworthy.jobs.compress import Outcome, Settings, compress
+from roadworthy.jobs.stages import Stages
 from roadworthy.jobs.trial import Ui
 from roadworthy.recipe import Calibration
 
@@ -220,6 +221,18 @@ def test_a_job_interrupted_in_the_middle_of_its_calibration(here: Path, opened: 
     resumed = job("out", Count(), cache=False, resume=True)
     assert seen[0] == 17 and seen[-1] == whole.report["data"]["calibration_images"]
     assert shipped(resumed) == shipped(whole)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_damaged_stage_is_as_good_as_none(begun: bool, tmp_path: Path):
+    stages = Stages(tmp_path / "stages", "key", False)
+    shelf = JobShelf(stages, None)
+    (shelf.put_begun if begun else shelf.put)("k", ARRAYS)
+    read = shelf.begun if begun else shelf.get
+    assert read("k") is not None
+    (file,) = (tmp_path / "stages").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:-20])
+    assert read("k") is None
 
 
 # Which images

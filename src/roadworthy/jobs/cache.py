@@ -20,6 +20,7 @@ import io
 import os
 import tempfile
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,10 +71,11 @@ class Cache:
         if (path := self._path(key)) is None:
             return None
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                digest, data = file.read(_DIGEST), file.read()
         except OSError:
             return None
-        arrays = _unpacked(data)
+        arrays = _unpacked(digest, data)
         with contextlib.suppress(OSError):
             if arrays is None:
                 path.unlink()
@@ -88,15 +90,15 @@ class Cache:
             return
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        data = buffer.getvalue()
-        if len(data) + _DIGEST > self._most:
+        if buffer.tell() + _DIGEST > self._most:
             return
         temporary = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
             with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(data).digest() + data)
+                file.write(hashlib.sha256(buffer.getbuffer()).digest())
+                file.write(buffer.getbuffer())
             Path(temporary).replace(path)
             self._trim(path)
         except OSError:
@@ -141,7 +143,7 @@ class JobShelf:
         self._stages, self._cache = stages, cache
 
     def get(self, key: str) -> Arrays | None:
-        kept = self._stages.get(f"measured-{key}")
+        kept = self._stage(f"measured-{key}")
         if kept is None and self._cache is not None:
             kept = self._cache.get(key)
         return kept
@@ -153,7 +155,13 @@ class JobShelf:
             self._cache.put(key, arrays)
 
     def begun(self, key: str) -> Arrays | None:
-        return self._stages.get(f"begun-{key}")
+        return self._stage(f"begun-{key}")
+
+    def _stage(self, name: str) -> Arrays | None:
+        try:
+            return self._stages.get(name)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: as good as none
+            return None
 
     def put_begun(self, key: str, arrays: Arrays) -> None:
         self._stages.put(f"begun-{key}", dict(arrays))
@@ -171,9 +179,9 @@ def _computed_by() -> str:
     return "/".join(map(str, parts))
 
 
-def _unpacked(data: bytes) -> dict[str, NDArray] | None:
+def _unpacked(digest: bytes, data: bytes) -> dict[str, NDArray] | None:
     """The arrays of a file, or None where it is not what was written."""
-    if len(data) < _DIGEST or hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+    if hashlib.sha256(data).digest() != digest:
         return None
-    with np.load(io.BytesIO(data[_DIGEST:]), allow_pickle=False) as stored:
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
