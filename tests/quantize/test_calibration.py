@@ -186,3 +186,27 @@ def test_another_graph_image_or_preprocessing_is_another_entry():
         ):  # fmt: skip
             Calibration.of(model, samples, ())
     assert len(drawer.done) == 5
+
+
+def test_whatever_is_kept_in_float_one_pass_is_enough():
+    """Values that share codes come apart when a layer stays in float; what was measured then must not depend on which
+    candidate came first, so it is measured at once."""
+    weights = {name: rand(4, 4, 3, 3, seed=k) / 5 for k, name in enumerate("abcd")}
+    nodes = [
+        N("Conv", ["x", "a"], ["p"], name="a", pads=[1, 1, 1, 1]),
+        N("MaxPool", ["p"], ["q"], kernel_shape=[2, 2], strides=[2, 2]),
+        N("Conv", ["q", "b"], ["r"], name="b", pads=[1, 1, 1, 1]),
+        N("Concat", ["q", "r"], ["s"], axis=1),
+        N("Slice", ["s", "from", "to", "along"], ["t"]),
+        N("Conv", ["t", "c"], ["u"], name="c", pads=[1, 1, 1, 1]),
+        N("Conv", ["u", "d"], ["y"], name="d"),
+    ]
+    numbers = {"from": np.array([2]), "to": np.array([6]), "along": np.array([1])}
+    images = Watched(4)
+    task = Task(Preprocess((SIDE, SIDE), "stretch", scale=1 / 255), DecodeSpec("raw"))
+    weights["a"] = rand(4, 3, 3, 3)
+    model = Fold()(load(build(nodes, {**weights, **numbers}, (1, 3, SIDE, SIDE)), task), images.samples)
+    for target in ("ort", "openvino", "native"):
+        for kept in ((), ("a",), ("b",), ("c",), ("a", "b"), ("b", "c", "d")):
+            Quantize(target, "minmax", keep_float=kept)(model, images.samples)
+    assert sorted(images.looks) == [0, 1, 2, 3]

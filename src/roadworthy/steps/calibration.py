@@ -27,7 +27,7 @@ from roadworthy.model.model import Model
 from roadworthy.quantize.bias import channel_axes
 from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.coverage import choose, extremes
-from roadworthy.quantize.place import place
+from roadworthy.quantize.place import Placement, place
 from roadworthy.quantize.readers import Key
 from roadworthy.quantize.statistics import Statistics, pack, unpack
 from roadworthy.run.targets import TARGETS
@@ -85,15 +85,18 @@ class Calibration:
         """Statistics of at least these values, with channel means of every unit's input, and histograms of every
         channel of `channels`.
 
-        The first time, every value that any target would ask for is measured: what else is read from a runtime decides
-        what it fuses, so statistics taken for one target differ in the last bit from those taken for two.
+        The first time, every value is measured that any target could ask for, whichever layers are kept in float: what
+        else is read from a runtime decides what it fuses, so statistics taken for one candidate differ in the last bit
+        from those taken for two.
         """
         key = cls._key(model, samples)
         known = _recent(cls._kept, key, {})
         if not known:
-            observed, followed = _every(model)
-            values = tuple(dict.fromkeys((*observed, *values)))
-            channels = {*followed, *channels}
+            every = _placements(model)
+            # A value that shares the codes of another is on its own as soon as that one's layer stays in float.
+            asked = (v for p in every for v in (*p.observed, *p.source))
+            values = tuple(dict.fromkeys((*asked, *values)))
+            channels = {*channels, *(v for p in every for v in p.channels)}
         missing = [v for v in values if v not in known or not known[v].histogram]
         missing += [v for v in channels if v in known and known[v].channels is None and v not in missing]
         axes = {n: a for n, a in channel_axes(model).items() if n not in known or n in missing}
@@ -161,8 +164,8 @@ class Calibration:
         preprocess, key, shelf = model.task.preprocess, cls._key(model, samples), cls._shelf
         found = _recent(cls._extremes, key, None)
         if found is None:
-            values, _ = _every(model)
-            name = cls._name(model, samples, ["extremes", list(values)])
+            values = list(dict.fromkeys(v for p in _placements(model) for v in p.observed))
+            name = cls._name(model, samples, ["extremes", values])
             if shelf is not None and (kept := shelf.get(name)) is not None:
                 found = kept["lo"], kept["hi"]
             else:
@@ -210,10 +213,8 @@ class Calibration:
         return hashlib.sha256(json.dumps([*cls._key(model, samples), what]).encode()).hexdigest()
 
 
-def _every(model: Model) -> tuple[list[str], set[str]]:
-    """The values that any target would quantize, and those that one follows channel by channel."""
-    every = [place(model.ir, t) for t in TARGETS.values()]
-    return list(dict.fromkeys(v for p in every for v in p.observed)), {v for p in every for v in p.channels}
+def _placements(model: Model) -> list[Placement]:
+    return [place(model.ir, target) for target in TARGETS.values()]
 
 
 def _recent(table: dict[GraphKey, T], key: GraphKey, default: Any) -> T:
