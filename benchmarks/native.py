@@ -2,7 +2,7 @@
 
     python benchmarks/native.py MODEL DATA [--threads 1 2] [--seconds 20] [--frames] [--no-accuracy] [--out FILE]
 
-Ours: `Fold, Quantize(target="native"), CorrectBias` calibrated on 128 images, all layers in int8 unless notes say
+Ours: what `compress --target native` makes, calibrated on at most 128 images, all layers in int8 unless notes say
 otherwise; and the original in float on the native engine. Peers, in the same run, interleaved, each in a process of
 its own: ONNX Runtime fp32, OpenVINO with its default precision (bf16 where the CPU has it), NNCF's int8 on OpenVINO,
 ONNX Runtime's static int8. `speed / ORT fp32` is a ratio of medians over undisturbed samples.
@@ -25,9 +25,9 @@ from roadworthy.check.judge import Judge
 from roadworthy.check.machine import environment
 from roadworthy.data.readers import read
 from roadworthy.jobs.compress import settle_task
+from roadworthy.jobs.search import Search
+from roadworthy.jobs.trial import Ui
 from roadworthy.model.model import load
-from roadworthy.model.qdq import to_qdq
-from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe
 from roadworthy.run.targets import TARGETS
 
 
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--frames", action="store_true")
     parser.add_argument("--no-accuracy", action="store_true")
     parser.add_argument("--no-peers", action="store_true", help="only ONNX Runtime fp32 and ours")
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration images")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
@@ -50,7 +51,15 @@ def main() -> None:
     task, _ = settle_task(model, dataset, options.task, lambda: TARGETS["ort"].runner(original), 0)
     model = model.with_task(task)
     calibration = dataset.calibration.take(min(IMAGES, len(dataset.calibration)), 0)
-    ours = to_qdq(Recipe((Fold(), Quantize("native"), CorrectBias()), IMAGES, 0).apply(model, dataset.calibration))
+    judge = Judge.of(task, dataset.test, lambda: TARGETS["ort"].runner(original), 0.5)
+    search = Search(
+        model, task, dataset.calibration, judge, "native", "normal", options.seed, 0, Ui(), lambda _, __, work: work()
+    )
+    plain = search.plain_int8()
+    assert plain is not None
+    best = search.improved(plain)
+    print("int8 as compress makes it:", "; ".join(f"{t.name}: {t.why}" for t in search.trials) or "nothing added")
+    ours = best.data
     candidates: dict[str, tuple[bytes, str]] = {
         "ORT fp32": (original, "ort"),
         "native int8": (ours, "native"),
@@ -83,7 +92,6 @@ def main() -> None:
         for note in result.notes:
             print(f"note: {note}")
     if not options.no_accuracy:
-        judge = Judge.of(task, dataset.test, lambda: TARGETS["ort"].runner(original), 0.5)
         print(f"\n| | {judge.metric} | drop | 95 % interval |\n|---|---|---|---|")
         for label, (data, where) in candidates.items():
             found = predict(runner_of(where, data), task, dataset.test)

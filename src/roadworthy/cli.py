@@ -248,8 +248,9 @@ def _show_outcome(outcome: Any) -> None:
         past = high > budget["limit"] if sign == "at most" else low < budget["limit"]
         doubt = ", but the 95 % interval reaches past the limit" if past and budget["verdict"] == "holds" else ""
         click.echo(f"budget {budget['name']}: {told}: {budget['verdict']}{doubt}")
-    result, rest = report["result"], "report.html, report.json, recipe.yaml"
-    if result["target"] == "fixed":
+    result = report["result"]
+    rest = "report.html, report.json, recipe.yaml" + (", recipes/" if report.get("pareto") else "")
+    if (outcome.folder / "golden.npz").exists():
         rest = f"golden.npz, golden.json, {rest}"
     files = f"model.onnx, {rest}"
     if result["path"] != "model.onnx":

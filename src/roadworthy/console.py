@@ -108,16 +108,20 @@ FEW_LABELS = 20
 
 
 def _drops_table(found: Sequence[dict[str, Any]]) -> None:
-    """What was lost of each class and size, with its interval."""
-    rows = []
-    for row in found[:MOST_CLASSES]:
-        few = row["labels"] is not None and row["labels"] < FEW_LABELS
-        rows.append((
-            row["of"] + (" (few labels)" if few else ""), f"{row['drop']:+.2f}",
-            f"{row['low']:+.2f} to {row['high']:+.2f}", "" if row["labels"] is None else f"{row['labels']:.0f}",
-        ))  # fmt: skip
-    shown = f"the worst {MOST_CLASSES} of {len(found)}" if len(found) > MOST_CLASSES else "worst first"
-    _print(f"drop in points, {shown}", ("of",), ("drop", "95 % interval", "labels"), rows)
+    """What was lost of recall and each size, then of each class, with intervals."""
+    for classes in (False, True):
+        part = [row for row in found if (row["kind"] == "class") == classes]
+        rows = []
+        for row in part[:MOST_CLASSES]:
+            few = row["labels"] is not None and row["labels"] < FEW_LABELS
+            rows.append((
+                row["of"] + (" (few labels)" if few else ""), f"{row['drop']:+.2f}",
+                f"{row['low']:+.2f} to {row['high']:+.2f}", "" if row["labels"] is None else f"{row['labels']:.0f}",
+            ))  # fmt: skip
+        shown = f"the worst {MOST_CLASSES} of {len(part)}" if len(part) > MOST_CLASSES else "worst first"
+        if rows:
+            title = f"drop of each class in points, {shown}" if classes else "drop in points"
+            _print(title, ("class" if classes else "",), ("drop", "95 % interval", "labels"), rows)
 
 
 EQUAL_DB = 150.0

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from roadworthy.check import bench as module
 from roadworthy.check.bench import Entry, Sample, bench, summarize, turn
-from roadworthy.check.bench_worker import END_TO_END, RUNTIME, settle
+from roadworthy.check.bench_worker import END_TO_END, RUNTIME, Worker, settle
 from roadworthy.check.canary import gate
 from roadworthy.check.machine import environment
 from roadworthy.data.preprocess import Preprocess
@@ -369,6 +369,34 @@ def test_no_process_outlives_the_benchmark(blow, tmp_path):
         time.sleep(0.02)
     assert not any(map(alive, children))
     assert code != 0
+
+
+def test_a_signal_that_does_not_end_the_wait_is_seen_all_the_same():
+    """It is handed to another thread, so the wait for the worker goes on, as when it comes right before the wait."""
+
+    class Rung(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Rung
+
+    def handed() -> None:
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        time.sleep(0.3)  # until the handler has been asked for
+
+    worker, before = Worker("a worker"), signal.signal(signal.SIGUSR1, ring)
+    thread = threading.Thread(target=handed)
+    try:
+        thread.start()
+        begun = time.monotonic()
+        with pytest.raises(Rung):
+            worker.ask(40.0, do="start", target="bench_fakes:hangs", threads=1, nothing=b"", nothing_feeds={})
+        assert time.monotonic() - begun < 20
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+        worker.close()
 
 
 def test_a_worker_whose_parent_died_before_it_woke_does_not_begin_to_work():

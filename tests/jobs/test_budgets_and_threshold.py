@@ -16,13 +16,17 @@ from small import SIDE, place
 from command import roadworthy
 from onnx_graphs import N, build
 from roadworthy.check.operating import Refit
+from roadworthy.console import accuracy_table
 from roadworthy.data.dataset import Dataset
 from roadworthy.data.samples import Sample, Samples
 from roadworthy.data.street import CLASS_NAMES
 from roadworthy.detect.detections import Truth
+from roadworthy.detect.evaluate import Interval
+from roadworthy.detect.figures import Drops
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.jobs import compress as job
 from roadworthy.jobs import threshold
+from roadworthy.jobs.assess import _drops
 from roadworthy.jobs.compress import Outcome, Settings, compress
 from roadworthy.jobs.evidence import _recall_sentence
 from roadworthy.jobs.sample import detector, scenes
@@ -157,6 +161,28 @@ def test_images_that_did_not_calibrate_are_fitted_on_first():
     assert fit.kind == "boxes" and len({s.name for s in fit}) == 8
 
 
+def test_eval_tells_what_was_lost_where_the_worst_class_first(capsys: pytest.CaptureFixture[str]):
+    def lost(drop: float) -> Interval:
+        return Interval(drop, drop - 1, drop + 1)
+
+    task = load(detector()).task
+    assert task is not None
+    drops = Drops(lost(0.5), {0: lost(0.25), 2: lost(3.0), 1: lost(-1.0)}, {"small": lost(2.0)}, lost(4.0),
+                  {0: 60.0, 1: 25.0, 2: 3.0, "small": 40.0})  # fmt: skip
+    rows = _drops(drops, task)
+    assert [r["of"] for r in rows] == [
+        "recall at the operating threshold", "small objects", *(task.names[c] for c in (2, 0, 1))
+    ]  # fmt: skip
+    accuracy_table({"metric": "mAP", "images": 9, "reference": "labels", "rows": [], "findings": [], "drops": rows,
+                    "accuracy": {"model": {}}})  # fmt: skip
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    told = [
+        "recall at the operating threshold +4.00 +3.00 to +5.00", "small objects +2.00 +1.00 to +3.00 40",
+        f"{task.names[2]} (few labels) +3.00 +2.00 to +4.00 3", f"{task.names[1]} -1.00 -2.00 to +0.00 25",
+    ]  # fmt: skip
+    assert [lines.index(line) for line in told] == sorted(lines.index(line) for line in told)
+
+
 # What used to be found late, or not at all
 
 
@@ -189,7 +215,14 @@ def test_an_operator_that_native_lacks_is_refused_before_anything_is_measured(
     ]
     weights = {"w": rng.normal(size=(3, 3, 1, 1)).astype(np.float32)}
     onnx.save(build(nodes, weights, (1, 3, SIDE, SIDE)), "odd.onnx")
+
+    def measured(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "_judge", measured)
     with pytest.raises(UnsupportedError, match="Det"):
-        monkeypatch.setattr(job, "_judge", None)
         compress("odd.onnx", "images", "out", Settings(**{**QUICK, "target": "native", "task": "task.yaml"}))
     assert not Path("out").exists()
+    model = job.load("odd.onnx")
+    left, (told,) = job._lowered(model, ("ort", "native"), Settings())
+    assert left == ("ort",) and told.startswith("not tried on native: ") and "Det" in told

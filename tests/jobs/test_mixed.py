@@ -157,6 +157,27 @@ def test_the_front_holds_what_no_other_beats(here: Path):
     assert any(p.bytes <= limit for p in points)
 
 
+@native
+@pytest.mark.assets
+def test_a_real_network_is_nearer_to_the_original_at_the_size_of_five_bits(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """ResNet-56, the quickest of the real ones, on pictures made small. benchmarks/mixed_bits.py is the measurement."""
+    monkeypatch.setattr(mixing, "PROBES", 4)
+    monkeypatch.setattr(mixing, "HELD", 16)
+    decode = "decode: {kind: classify, num_classes: 10, scores_are_logits: true}"
+    (tmp_path / "task.yaml").write_text(f"{RAW.splitlines()[0]}\n{decode}")
+    model, dataset = load(assets / "models/cifar10_resnet56.onnx"), read(assets / "coco/images/val")
+    runner = TARGETS["ort"].runner(model.float_bytes())
+    task, _ = settle_task(model, dataset, str(tmp_path / "task.yaml"), lambda: runner)
+    base = Recipe((Fold(), Quantize("native", "minmax"), CorrectBias()), 12)
+    mixer = Mixer(model.with_task(task), task, dataset.calibration, "native", base)
+    uniform = mixer.point(same(mixer, 5))
+    best = mixer.within(Limits(uniform.bytes))
+    assert uniform.bytes - 4096 < best.bytes <= uniform.bytes == same(mixer, 5).bytes
+    assert best.measured < 0.85 * uniform.measured
+
+
 def test_dominated_points_are_left_out():
     def point(size: int, measured: float) -> Point:
         trial = mixing.Trial("", "", "ort", Recipe(()), bytes(size), None)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
 from roadworthy.model.units import units
 from roadworthy.optimize import fold
-from roadworthy.quantize.equalize import equalize
+from roadworthy.quantize.equalize import equalize, plan
 from roadworthy.quantize.rescale import limits, magnitudes, peaks, walk, wanted
 from roadworthy.recipe import Equalize, Quantize, Recipe
 
@@ -154,3 +154,20 @@ def test_real_networks_compute_the_same(name: str, assets: Path):
     model = fold(load(assets / "models" / f"{name}.onnx"))
     xs = [np.random.default_rng(k).random(model.input_shape).astype(np.float32) for k in range(2)]
     same(model, equalize(model, None), xs[:1])
+
+
+def test_a_residual_sum_is_left_alone_unless_wanted():
+    nodes = [
+        N("Conv", ["x", "w1"], ["c"], name="first"),
+        N("Relu", ["c"], ["a"]),
+        N("Conv", ["a", "w2"], ["d"], name="side"),
+        N("Add", ["a", "d"], ["s"], name="sum"),
+        N("Conv", ["s", "w3"], ["y"], name="last"),
+    ]
+    weights = {"w1": rand(C, 3, 1, 1), "w2": rand(C, C, 1, 1), "w3": rand(5, C, 1, 1)}
+    model = load(build(nodes, weights, (1, 3, 16, 16)))
+    assert [row.reason for row in plan(model)] == [*["Add sum sums up layers' results"] * 2, "a result of the network"]
+    assert equalize(model, None).float_bytes() == model.float_bytes()
+    tied = equalize(model, None, sums=True)
+    assert tied.history[-1] == "equalize: 2 layers with their readers, 0 left alone"
+    same(model, tied, images(1))

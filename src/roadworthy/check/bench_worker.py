@@ -29,6 +29,8 @@ from roadworthy.errors import RoadworthyError
 _LENGTH = struct.Struct("<Q")
 # `kind` of a sample.
 RUNTIME, END_TO_END = "runtime", "end_to_end"
+SLICE_S = 0.5
+"""So long is waited for a worker before signals are looked at again."""
 
 
 class Worker:
@@ -93,8 +95,11 @@ class Worker:
             def read(count: int) -> bytes:
                 data = bytearray()
                 while len(data) < count:
-                    if not selector.select(max(deadline - time.monotonic(), 0.0)):
-                        raise TimeoutError
+                    # In slices: a Ctrl-C that comes in the instant before the system call, or to another thread, does
+                    # not end the wait; Python sees it only after it.
+                    while not selector.select(min(max(deadline - time.monotonic(), 0.0), SLICE_S)):
+                        if time.monotonic() >= deadline:
+                            raise TimeoutError
                     chunk = os.read(descriptor, count - len(data))
                     if not chunk:
                         raise EOFError

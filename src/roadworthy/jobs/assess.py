@@ -151,16 +151,15 @@ def evaluate(
 
 
 def _drops(lost: Drops, task: Task) -> list[dict[str, Any]]:
-    """A row for each class and size and for recall, the largest drop first; labels: None where all count."""
+    """A row for recall and each size, then one for each class, the largest drop first; labels: None where all count."""
     names = task.names
-    rows: list[tuple[str, Interval, float | None]] = [
-        *((names[c] if c < len(names) else str(c), i, lost.labels[c]) for c, i in lost.per_class.items()),
-        *((f"{size} objects", i, lost.labels[size]) for size, i in lost.sizes.items()),
-    ]
+    rows: list[tuple[str, str, Interval, float | None]] = []
     if lost.recall is not None:
-        rows.append(("recall at the operating threshold", lost.recall, None))
-    rows.sort(key=lambda r: -r[1].drop)
-    return [{"of": name, **asdict(interval), "labels": labels} for name, interval, labels in rows]
+        rows.append(("whole", "recall at the operating threshold", lost.recall, None))
+    rows += [("size", f"{size} objects", i, lost.labels[size]) for size, i in lost.sizes.items()]
+    per_class = sorted(lost.per_class.items(), key=lambda item: -item[1].drop)
+    rows += [("class", names[c] if c < len(names) else str(c), i, lost.labels[c]) for c, i in per_class]
+    return [{"kind": kind, "of": name, **asdict(interval), "labels": n} for kind, name, interval, n in rows]
 
 
 def _task_of(

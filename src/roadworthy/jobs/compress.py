@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -34,7 +33,7 @@ from roadworthy.check.accuracy import (
     tensor_of,
 )
 from roadworthy.check.bench import BenchResult, Entry, bench
-from roadworthy.check.budgets import Budget, Wishes, budgets_for, check_wishes
+from roadworthy.check.budgets import Budget
 from roadworthy.check.contract import settle_task, suspects
 from roadworthy.check.judge import Judge
 from roadworthy.check.machine import environment, usable_cores, versions
@@ -44,10 +43,12 @@ from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.jobs.cache import Cache, JobShelf
-from roadworthy.jobs.calibrate import Chosen, calibrate, check_choice, choose_images
+from roadworthy.jobs.calibrate import Chosen, calibrate, choose_images
 from roadworthy.jobs.evidence import Evidence, gather
 from roadworthy.jobs.limits import BeyondLimits, Limits, limits_of
+from roadworthy.jobs.output import FILES, GOLDEN_FILES, RECIPES, check_output, stage_folder
 from roadworthy.jobs.search import Search
+from roadworthy.jobs.settings import BUDGETS, Settings, wanted_budgets
 from roadworthy.jobs.stages import (
     Stages,
     pack_predictions,
@@ -66,14 +67,9 @@ from roadworthy.recipe import Calibration, Fold, Quantize, Recipe, StoreWeights,
 from roadworthy.run.golden import Golden, golden_vectors
 from roadworthy.run.targets import TARGETS
 
-FILES = ("model.onnx", "report.html", "report.json", "recipe.yaml")
-"""What every job writes; beside it the file that the target runs, where that is another than the ONNX file."""
-GOLDEN_FILES = ("golden.npz", "golden.json")
-"""Beside a plan in fixed point: codes and accumulators of GOLDEN_IMAGES calibration images, to check a device by."""
+__all__ = ["FILES", "Outcome", "Settings", "check_output", "compress", "stage_folder"]
+
 GOLDEN_IMAGES = 1
-RECIPES = "recipes"
-"""The folder of recipes for the other allocations of the report's table, where there is one."""
-EFFORTS = ("quick", "normal", "thorough")
 RESOLUTION = 0.95
 """A speed ratio from here up counts as "not slower": what runs measured side by side on a restless machine can tell."""
 
@@ -81,75 +77,6 @@ RESOLUTION = 0.95
 LEAST_SCORE = 1.0
 """Points below which an original is taken for mislabelled or misread: whatever is lost, there is nothing to lose."""
 ATTEMPTS = 3
-BUDGETS = ("max_drop", "min_sqnr", "max_drop_class", "max_drop_size", "max_drop_recall", "refit_threshold", "cache")
-"""Settings that may be changed when a job is resumed: what is measured does not depend on them."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked for.
-
-    task: a kind, a YAML file, or None to find out.   target: a key of TARGETS or "auto".   max_drop: points of mAP or
-    top-1.   min_sqnr: dB, for raw tasks.   recipe: a YAML file to replay instead of searching.
-    size_hw: input height and width for a model that leaves them open.   threads: 0 means every core.
-    max_drop_class: points of AP (or top-1) of single classes, by name or index: `(("person", 0.5), ("*", 2.0))`; "*" is
-    every other class that has labels enough.   max_drop_size: points of mAP of "small", "medium", "large" objects.
-    max_drop_recall: points of recall at the operating threshold.   refit_threshold: keep a detector's operating point
-    by a new threshold; else the threshold stays what it is.
-    max_size: most bytes of what is shipped ("600000", "600k"), or their share of the original's ("0.2x").
-    max_latency: most milliseconds on the target (median).
-    images: how many images are calibrated with, "auto" for the fewest that would cover 99 % of the ranges when chosen
-    by coverage, None for what the effort takes.   choose: "random" or "coverage", see `Recipe`.   cache: look for
-    statistics that another job has measured, and keep them for the next (jobs/cache.py); the result is the same.
-    """
-
-    task: str | None = None
-    target: str = "auto"
-    max_drop: float = 0.5
-    min_sqnr: float = 25.0
-    recipe: str | None = None
-    effort: str = "normal"
-    seed: int = 0
-    threads: int = 0
-    size_hw: tuple[int, int] | None = None
-    max_drop_class: Wishes = ()
-    max_drop_size: Wishes = ()
-    max_drop_recall: float | None = None
-    refit_threshold: bool = True
-    max_size: str | None = None
-    max_latency: float | None = None
-    images: int | str | None = None
-    choose: str = "random"
-    cache: bool = True
-
-    def check(self) -> None:
-        if self.target != "auto" and self.target not in TARGETS:
-            raise InputError(f"the target {self.target!r} is unknown; known are {', '.join(TARGETS)} and auto")
-        if self.effort not in EFFORTS:
-            raise InputError(f"the effort {self.effort!r} is unknown; known are {', '.join(EFFORTS)}")
-        if not 0 <= self.max_drop <= 100:
-            raise InputError(f"--max-drop is {self.max_drop:g}; give points between 0 and 100")
-        check_wishes("--max-drop-class", self.max_drop_class)
-        check_wishes("--max-drop-size", self.max_drop_size)
-        if self.max_drop_recall is not None and not 0 <= self.max_drop_recall <= 100:
-            raise InputError(f"--max-drop-recall is {self.max_drop_recall:g}; give points between 0 and 100")
-        if not math.isfinite(self.min_sqnr):
-            raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
-        limits_of(self.max_size, self.max_latency)
-        check_choice(self.images, self.choose, self.recipe)
-        if self.target != "auto" and not TARGETS[self.target].available():
-            raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
-        if TARGETS["native"].available():
-            from roadworthy.run.native.runner import check_isa
-
-            check_isa()
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The targets to search on."""
-        if self.target != "auto":
-            return (self.target,)
-        return tuple(name for name, target in TARGETS.items() if target.available() and not target.simulated)
 
 
 @dataclass(frozen=True)
@@ -200,7 +127,9 @@ def compress(
             ui.note(line)
         dataset = _with_note_on_labels(dataset, task, ui)
     model = model.with_task(task)
-    _wanted(settings, task, dataset, {}, {}, model.source)  # an unknown class is refused before anything is measured
+    wanted_budgets(
+        settings, task, dataset, {}, {}, model.source
+    )  # an unknown class is refused before anything is measured
     targets, cannot = _lowered(model, targets, settings)
     calibration = dataset.calibration
     limits = limits_of(settings.max_size, settings.max_latency, model.size)
@@ -265,7 +194,7 @@ def compress(
             )  # fmt: skip
             evidence.warnings.extend(cannot)
         golden = None
-        if best.target == "fixed":
+        if TARGETS[best.target].simulated:  # whoever builds it elsewhere has to see what it computes
             with clock("golden vectors"), ui.stage("golden vectors", None):
                 golden = _golden(best, task, model, calibration)
     seconds = time.monotonic() - started
@@ -294,7 +223,7 @@ def _lowered(model: Model, targets: tuple[str, ...], settings: Settings) -> tupl
     """
     left, cannot = list(targets), []
     for name in targets:
-        if TARGETS[name].file == "model.onnx":
+        if TARGETS[name].file == "model.onnx" or TARGETS[name].simulated:
             continue
         try:
             TARGETS[name].deploy(Fold()(model, Samples(())).float_bytes())
@@ -304,17 +233,6 @@ def _lowered(model: Model, targets: tuple[str, ...], settings: Settings) -> tupl
             left.remove(name)
             cannot.append(f"not tried on {name}: {error}")
     return tuple(left), cannot
-
-
-def _wanted(
-    settings: Settings, task: Task, dataset: Dataset, labels: Any, sizes: Any, source: str
-) -> tuple[Budget, ...]:
-    """The budgets beside --max-drop that the settings mean on these test images."""
-    from_data = dataset.class_names and tuple(dataset.class_names) == tuple(task.names)
-    return budgets_for(
-        task, labels, sizes, settings.max_drop_class, settings.max_drop_size, settings.max_drop_recall,
-        dataset.source if from_data else f"the task of {source}",
-    )  # fmt: skip
 
 
 def _judge_at_its_own(judge: Judge, trial: Trial) -> None:
@@ -355,37 +273,7 @@ class _Clock:
         self.rows.append({"name": self._name, "seconds": time.monotonic() - self._start})
 
 
-# Output folder
-
-
-def check_output(folder: Path, force: bool) -> None:
-    """Refuse an output folder that exists, or that cannot be made, before any work is done. Nothing is left there."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"the output {folder} is a file; give a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()):
-        own = {*FILES, *GOLDEN_FILES, RECIPES, *(target.file for target in TARGETS.values())}
-        strangers = sorted(p.name for p in folder.iterdir() if p.name not in own)
-        if strangers:
-            raise InputError(f"the output folder {folder} holds other files ({strangers[0]}); give another with --out")
-        if not force:
-            raise InputError(
-                f"the output folder {folder} exists; add --force to replace it, or give another with --out"
-            )
-    parent = next(p for p in folder.absolute().parents if p.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".roadworthy-"):
-            pass
-        if folder.is_dir() and not os.access(folder, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise InputError(
-            f"the output folder {folder} cannot be written: {error.strerror}; give another with --out"
-        ) from error
-
-
-def stage_folder(folder: Path) -> Path:
-    """Where the finished stages of an unfinished job are kept: beside its output, hidden."""
-    return folder.absolute().parent / f".{folder.name}.stages"
+# Writing
 
 
 def _golden(best: Trial, task: Task, model: Model, calibration: Samples) -> Golden:
@@ -493,7 +381,7 @@ def _judge(model: Model, task: Task, dataset: Dataset, settings: Settings, ui: U
     reference = _kept_reference(stages, "reference", refer)
     budgets: tuple[Budget, ...] = ()
     if task.decode.kind != "raw":
-        budgets = _wanted(settings, task, dataset, labels_of(reference, task), sizes_of(reference), model.source)
+        budgets = wanted_budgets(settings, task, dataset, labels_of(reference, task), sizes_of(reference), model.source)
     judge = Judge(task, test, original, reference, settings.max_drop, settings.min_sqnr, budgets)
     for budget in budgets:
         if budget.labels == 0:

@@ -403,7 +403,8 @@ def _sensitivity(searches: list[Search], best: Trial) -> list[dict[str, Any]] | 
     named: set[str] = set()
     for step in best.recipe.steps:
         values = asdict(step)
-        named.update(values.get("keep_float", ()), values.get("wide", ()), values.get("float_weights", ()))
+        for field in ("keep_float", "wide", "float_weights", "exact_activations"):
+            named.update(values.get(field, ()))
     order = sorted(search.sensitivity, key=lambda s: -s.merit(len(search.sensitivity)))
     rank = {s.layer: k for k, s in enumerate(order, 1)}
     return [

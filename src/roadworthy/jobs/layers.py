@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.check.bench import Entry, bench
+from roadworthy.check.machine import usable_cores
 from roadworthy.jobs.trial import Trial, Ui
 from roadworthy.model.model import Model
 from roadworthy.model.qdq import to_qdq
@@ -49,7 +50,7 @@ def layer_latencies(model: Model, whole: Trial, target: str, layers: Mapping[str
         tables = []
         for data in (whole.deployed, TARGETS[target].deploy(model.float_bytes())):
             table: dict[str, float] = {}
-            for row in layer_times(data, threads or 1):
+            for row in layer_times(data, threads or usable_cores()):
                 table[row.name] = table.get(row.name, 0.0) + row.us
             tables.append(table)
         quick, slow = tables

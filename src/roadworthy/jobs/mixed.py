@@ -55,6 +55,8 @@ HELD = 48
 POINTS = 6
 FRONT = 3.0
 """The front reaches down to the size at which the predicted distance is this many times that of 8 bits."""
+APART = 0.03
+"""Sizes of the front that differ less from what was asked for are left out."""
 ATTEMPTS = 4
 SPARE = 128
 """Bytes that the digits of a refitted threshold may take."""
@@ -117,7 +119,7 @@ def _around(mixer: Mixer, limits: Limits, points: int, spare: bool = False) -> l
     wanted = wanted or mixer.within(limits)
     found = [wanted]
     for size in mixer.sizes(points, limits.max_bytes):
-        if points > 1 and size != limits.max_bytes:
+        if points > 1 and abs(size / wanted.bytes - 1) > APART:
             found.append(mixer.within(replace(limits, max_bytes=size)))
     return undominated(found, wanted)
 
@@ -157,6 +159,23 @@ def under_limits(search: Search) -> list[Trial]:
         else:
             point.trial.why = "rejected: more damage" if limits.fits(point.bytes) else "rejected: too large"
     return [best.trial]
+
+
+def front(search: Search, found: list[Trial]) -> None:
+    """The sizes that fewer bits would reach, for the report of a thorough search: left in `search.points`, each with
+    its drop and its recipe. What was found stays what is shipped. Only where fewer bits make the file smaller."""
+    from roadworthy.jobs.layers import stored_counts
+
+    base = next((t for t in found if t.variant == "int8" and stored_counts(t.deployed) is not None), None)
+    if base is None:
+        return
+    mixer = Mixer(
+        search.model, search.task, search.calibration, search.target, base.recipe, search.threads, search.ui
+    )  # fmt: skip
+    search.points = _around(mixer, Limits(), POINTS)
+    for point in search.points:
+        search.evaluate(point.trial)
+        point.trial.why = "for the table of sizes"
 
 
 def _quick_enough(search: Search, trial: Trial) -> bool:

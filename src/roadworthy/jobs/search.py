@@ -129,9 +129,14 @@ class Search:
 
     def run(self) -> list[Trial]:
         """The trials that a final measurement decides between; within the limits, where there are some."""
-        from roadworthy.jobs.mixed import under_limits
+        from roadworthy.jobs.mixed import front, under_limits
 
-        return under_limits(self) if self.limits else self.unlimited()
+        if self.limits:
+            return under_limits(self)
+        found = self.unlimited()
+        if self.effort == "thorough":
+            front(self, found)
+        return found
 
     def unlimited(self) -> list[Trial]:
         """The trials that a final measurement decides between: int8 where it is faster and holds the budget, and stored
@@ -140,13 +145,13 @@ class Search:
             return [self._integers_alone()]
         stored = self.build("stored weights", "int8-stored weights", self.recipe(StoreWeights()))
         self.trials.append(stored)
-        int8 = self._plain_int8()
+        int8 = self.plain_int8()
         found = None
         if int8 is not None:
             self.trials.insert(0, int8)
             self._measure_speed([int8, stored])
             if int8.ratio is not None and int8.ratio >= FASTER:
-                best = self._improved(int8)
+                best = self.improved(int8)
                 best.ratio = best.ratio or int8.ratio
                 found = self._int8_under_budget(best)
             else:
@@ -162,11 +167,11 @@ class Search:
 
     def _integers_alone(self) -> Trial:
         """On a target that is only simulated here nothing is measured, and there is no float to fall back on."""
-        int8 = self._plain_int8()
+        int8 = self.plain_int8()
         if int8 is None:
             raise InputError(f"{self.warnings[-1]}; choose another target")
         self.trials.insert(0, int8)
-        int8 = self._improved(int8)
+        int8 = self.improved(int8)
         holds = self.evaluate(int8).holds
         int8.why = "chosen: " + (
             "the budget holds" if holds else "all that this target computes; the budget does not hold"
@@ -200,7 +205,7 @@ class Search:
         )
         return trial.judgement
 
-    def _plain_int8(self) -> Trial | None:
+    def plain_int8(self) -> Trial | None:
         """int8 wherever the target computes in it, with nothing on top."""
         first = Quantize(self.target)
         folded = Fold()(self.model, self.calibration)
@@ -214,7 +219,7 @@ class Search:
             trial.distance = self.distance(trial)
         return trial
 
-    def _improved(self, best: Trial) -> Trial:
+    def improved(self, best: Trial) -> Trial:
         """The candidate with every improvement that helps on the held-out images; each one tried is a trial."""
         wanted = [step for step in IMPROVEMENTS if self.effort in step.efforts]
         for step in wanted:
@@ -224,9 +229,13 @@ class Search:
                 continue
             with self.ui.stage(f"{step.name} for {self.target}"):
                 trial = self.build(f"int8, {step.name}", "int8", recipe)
-                trial.distance = self.distance(trial)
+                trial.distance = best.distance if trial.data == best.data else self.distance(trial)
             trial.seconds = time.monotonic() - started
-            before, after = best.distance or 0.0, trial.distance
+            if trial.data == best.data:
+                trial.why = "rejected: it changes nothing in this network"
+                self.trials.append(trial)
+                continue
+            before, after = best.distance or 0.0, trial.distance or 0.0
             told = f"held-out distance {after:.4f} against {before:.4f}"
             if after < before * (1 - GAIN):
                 best.why, trial.why = f"improved on by {step.name}", f"kept: {told}"

@@ -36,19 +36,23 @@ ROUNDS = 50
 SETTLED = 0.01
 
 
-def plan(model: Model) -> list[Site]:
+def plan(model: Model, sums: bool = False) -> list[Site]:
     """Which layers can share factors with their readers, and why others cannot; from topology alone."""
-    return sites(walk(model, True))
+    return sites(walk(model, True, sums=sums))
 
 
-def equalize(model: Model, measure: Measure | None, tolerance: float = 0.0, absorb: bool = True) -> Model:
+def equalize(
+    model: Model, measure: Measure | None, tolerance: float = 0.0, absorb: bool = True, sums: bool = False
+) -> Model:
     """The model with equalized weights; it computes the same.
 
     measure: takes the statistics of values; without it layers with a Clip are left alone, and biases stay.
     tolerance: how much of an 8-bit step a smooth activation may be off; 0 leaves layers with one alone.
+    sums: give the layers of a residual sum one common factor, too. It fits none of them well: in ResNet-56 twenty
+    layers of a stage have to share it.
     Raises InputError for a model that is quantized already.
     """
-    found = walk(model, measure is not None, tolerance)
+    found = walk(model, measure is not None, tolerance, sums)
     high = ties(model.ir, shift=True) if absorb and measure is not None else None
     names = wanted(found)
     if high is not None:

@@ -38,8 +38,9 @@ Measure = Callable[[Mapping[str, int]], Mapping[str, Statistics]]
 """Value name -> axis of its channels; gives statistics with the extremes and histogram of every channel."""
 
 
-def walk(model: Model, measured: bool, tolerance: float = 0.0) -> Ties:
+def walk(model: Model, measured: bool, tolerance: float = 0.0, sums: bool = True) -> Ties:
     """The ties of a float model.   measured: whether ranges will be known, without which Clips take no factor.
+    sums: whether the layers of a sum take one common factor, or none.
 
     Raises InputError for a model with encodings: they would no longer fit.
     """
@@ -48,7 +49,7 @@ def walk(model: Model, measured: bool, tolerance: float = 0.0) -> Ties:
             "the model is quantized already, and its scales would not fit other weights; put Equalize and Smooth in"
             " front of Quantize"
         )
-    return ties(model.ir, curved=measured and tolerance > 0, caps=measured)
+    return ties(model.ir, curved=measured and tolerance > 0, caps=measured, sums=sums)
 
 
 def wanted(found: Ties) -> dict[str, int]:

@@ -12,9 +12,11 @@ nearest      w itself, rounded
 sequential   one weight after the other; what is still open makes up for the error so far. With A = L L^T the error is
              sum_j (sum_{i >= j} L[i,j] d[i])^2, d = w' - w, which is decided from the last term to the first (Babai's
              nearest plane; the same codes as OPTQ of Frantar et al., "GPTQ", ICLR 2023)
-descent      that, then sweeps in which each weight takes the grid point that is best beside the others
+descent      that, then sweeps in which each weight takes the grid point that is best beside the others; in small
+             layers also pairs of weights at once
 adaround     the relaxation of Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020:
-             w' = s (floor(w / s) + h(v)), h a stretched sigmoid, pushed to 0 or 1 while the error is descended
+             w' = s (floor(w / s) + h(v)), h a stretched sigmoid, pushed to 0 or 1 while the error is descended; then
+             sweeps as above, without which it ends far above the others where inputs are strongly correlated
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ F64 = NDArray[np.float64]
 BLOCK = 64
 """Columns that are decided before the others hear of it: products of matrices instead of vectors."""
 SWEEPS = 12
+PAIR_INPUTS, PAIR_WORK, PAIR_MOVES = 128, 1 << 21, 64
+"""Layers up to this many inputs, and products of weights and inputs, in which pairs of weights are moved; how often."""
 DAMPING = 0.05
 """Share of the mean variance that is added to every input's, as moments of few images are not exact."""
 
@@ -122,12 +126,51 @@ def descend(start: F64, target: F64, moment: F64, grid: Grid, sweeps: int = SWEE
     return made
 
 
+def swap(start: F64, target: F64, moment: F64, grid: Grid) -> F64:
+    """Weights (G, N, K) in which moving two at once, one code each, no longer helps; small layers only, the others and
+    grids of levels come back as they are.
+
+    Where inputs are alike, one weight can go up only if another goes down: no single move gets there.
+    """
+    size = target.shape[-1]
+    if size < 2 or size > PAIR_INPUTS or start.size * size > PAIR_WORK or grid.levels is not None:
+        return start
+    scale = np.broadcast_to(grid.scale, target.shape)
+    codes = np.rint(start / scale)
+    own = np.diagonal(moment, axis1=-2, axis2=-1)[:, None, :]
+    at = np.arange(start.shape[0])[:, None], np.arange(start.shape[1])[None]
+    for _ in range(PAIR_MOVES):
+        slope = 2 * ((codes * scale - target) @ moment)
+        best, moves = np.zeros(start.shape[:2]), np.zeros_like(codes)
+        for up, other in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            one, two = (
+                np.where(np.abs(codes + k) <= grid.hi, k * scale * slope + scale**2 * own, np.inf) for k in (up, other)
+            )
+            both = 2 * up * other * scale[..., :, None] * scale[..., None, :] * moment[:, None]
+            change = one[..., :, None] + two[..., None, :] + both
+            change[..., np.arange(size), np.arange(size)] = np.inf
+            flat = change.reshape(*start.shape[:2], -1)
+            first = flat.argmin(-1)
+            least = np.take_along_axis(flat, first[..., None], -1)[..., 0]
+            wins = least < best
+            made = np.zeros_like(codes)
+            made[(*at, first // size)] += up
+            made[(*at, first % size)] += other
+            best, moves = np.where(wins, least, best), np.where(wins[..., None], made, moves)
+        # Rounding errors must not move codes to and fro.
+        moves *= (best < -1e-9 * (scale**2 * own).mean(-1))[..., None]
+        if not moves.any():
+            break
+        codes += moves
+    return codes * scale
+
+
 def descent(target: F64, moment: F64, grid: Grid) -> F64:
-    """The better of two descents for every row: from the sequential codes, and from the nearest."""
+    """The better of two descents for every row: from the sequential codes, and from the nearest; then pairs."""
     a = descend(sequential(target, moment, grid), target, moment, grid)
     b = descend(nearest(target, moment, grid), target, moment, grid)
     better = (loss(b, target, moment) < loss(a, target, moment))[:, :, None]
-    return np.where(better, b, a)
+    return swap(np.where(better, b, a), target, moment, grid)
 
 
 def adaround(target: F64, moment: F64, grid: Grid, steps: int = 600) -> F64:
@@ -156,7 +199,7 @@ def adaround(target: F64, moment: F64, grid: Grid, steps: int = 600) -> F64:
         m, u = 0.9 * m + 0.1 * slope, 0.999 * u + 0.001 * slope**2
         v -= 0.02 * (m / (1 - 0.9**k)) / (np.sqrt(u / (1 - 0.999**k)) + 1e-12)
     h = 1.2 / (1 + np.exp(-v)) - 0.1
-    return scale * (floor + (h >= 0.5))
+    return swap(descend(scale * (floor + (h >= 0.5)), target, moment, grid), target, moment, grid)
 
 
 METHODS: dict[str, Callable[[F64, F64, Grid], F64]] = {

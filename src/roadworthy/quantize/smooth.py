@@ -24,14 +24,16 @@ QUIET = 1 / 256
 """Least loudness of a channel, as a share of the loudest beside it: what hardly moved may move on other images."""
 
 
-def smooth(model: Model, measure: Measure, alpha: float, depthwise: float = 1.0, tolerance: float = 0.0) -> Model:
+def smooth(
+    model: Model, measure: Measure, alpha: float, depthwise: float = 1.0, tolerance: float = 0.0, sums: bool = False
+) -> Model:
     """The model with smoothed activations; it computes the same.
 
     alpha: the share of a channel's loudness that migrates, 0 to 1.   depthwise: the same where only depthwise layers
-    read.   tolerance: as of `equalize`.
+    read.   tolerance, sums: as of `equalize`.
     Raises InputError for a model that is quantized already.
     """
-    found = walk(model, True, tolerance)
+    found = walk(model, True, tolerance, sums)
     names = wanted(found)
     measured = measure(names) if names else {}
     low, high = limits(model, found, measured, tolerance)

@@ -88,10 +88,10 @@ class Site:
     reason: str = ""
 
 
-def ties(ir: g.IrModel, curved: bool = False, caps: bool = True, shift: bool = False) -> Ties:
+def ties(ir: g.IrModel, curved: bool = False, caps: bool = True, shift: bool = False, sums: bool = True) -> Ties:
     """Walk the graph.   curved, caps: hand on the groups through smooth activations and Clips, listing them, so that
-    the caller can bound the factors; else they are fixed there."""
-    return _Walk(ir, curved, caps, shift).result()
+    the caller can bound the factors; else they are fixed there.   sums: tie what is added up, else fix it."""
+    return _Walk(ir, curved, caps, shift, sums).result()
 
 
 def sites(found: Ties, factors: NDArray[np.float64] | None = None) -> list[Site]:
@@ -135,8 +135,9 @@ def bias_of(unit: Unit) -> tuple[g.Node, int, NDArray | None]:
 
 
 class _Walk:
-    def __init__(self, ir: g.IrModel, curved: bool, caps: bool, shift: bool) -> None:
+    def __init__(self, ir: g.IrModel, curved: bool, caps: bool, shift: bool, sums: bool) -> None:
         self._ir, self._curved, self._caps, self._shift = ir, curved, caps, shift
+        self._sums = sums
         self._parent: list[int] = [ZERO]
         self._why: dict[int, str] = {}
         self._of: dict[str, Ids] = {}
@@ -340,6 +341,8 @@ class _Walk:
         if op in _TOGETHER and len(computed) == len(node.inputs) and g.static_shape(out) is not None:
             for other in known[1:]:
                 self._join(known[0], other)
+            for ids in () if self._sums else known:
+                self._fix(ids, f"{op} {node.name} sums up layers' results")
             rows = [self._along(v, 1) for v in computed]
             if all(r is not None and r.shape == rows[0].shape for r in rows):  # type: ignore[union-attr]
                 self._put_channels(out, np.maximum.reduce([r for r in rows if r is not None]))

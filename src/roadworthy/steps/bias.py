@@ -12,7 +12,7 @@ from roadworthy.model.model import Model
 from roadworthy.quantize.bias import correct_bias
 from roadworthy.quantize.bias_measured import IMAGES, correct_by_measurement
 from roadworthy.steps.calibration import Calibration
-from roadworthy.steps.settings import choice
+from roadworthy.steps.settings import check_settings, choice
 
 METHODS = ("analytic", "empirical")
 
@@ -31,8 +31,7 @@ class CorrectBias:
     method: str = choice("analytic", METHODS)
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        if self.method not in METHODS:
-            raise InputError(f"`CorrectBias.method` is {self.method!r}; known are {', '.join(METHODS)}")
+        check_settings(self)
         if model.task is None and not len(samples):
             return model
         corrected = correct_bias(model, Calibration.of(model, samples, ()))

@@ -12,7 +12,7 @@ from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.equalize import equalize
 from roadworthy.quantize.rescale import Measure
 from roadworthy.quantize.statistics import Statistics
-from roadworthy.steps.settings import between
+from roadworthy.steps.settings import between, check_settings
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,17 @@ class Equalize:
 
     tolerance: how much of an 8-bit step a smooth activation (SiLU, HardSwish, GELU, Mish) may be off, 0 to 1; with 0
     layers with such an activation are left alone.   absorb: move high biases of ReLU layers into the layers behind.
+    sums: let the layers of a residual sum take one common factor; without, they are left alone.
     Raises InputError for a model that is quantized already.
     """
 
     tolerance: float = between(0.0, 0.0, 1.0)
     absorb: bool = True
+    sums: bool = False
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        return equalize(model, measure_of(model, samples), self.tolerance, self.absorb)
+        check_settings(self)
+        return equalize(model, measure_of(model, samples), self.tolerance, self.absorb, self.sums)
 
 
 def measure_of(model: Model, samples: Samples) -> Measure | None:

@@ -38,7 +38,7 @@ from roadworthy.steps.settings import (
 class Quantize:
     """Put the layers that a target runs in int8 into int8; store the weights of the others as integers.
 
-    target: a key of TARGETS.   observer, weight_observer: keys of OBSERVERS ("minmax" or "mse" for weights). On a
+    target: a key of TARGETS.   observer, weight_observer: keys of OBSERVERS ("minmax", "mse" or "l3" for weights). On a
     target that is `whole`, "mse" is the error behind the layers that read a value (quantize/readers.py).
     keep_float: names of layers that compute in float.   wide: names of layers among them whose weights are stored
     with 16 bits instead of `weight_bits`.   float_weights: names of layers whose weights are not touched at all.

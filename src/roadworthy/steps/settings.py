@@ -14,7 +14,7 @@ from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.model.units import units
 
-WEIGHT_OBSERVERS = ("minmax", "mse")
+WEIGHT_OBSERVERS = ("minmax", "mse", "l3")
 GRANULARITIES = ("channel", "tensor")
 SCALES = ("free", "power_of_two")
 NAMES = tuple[str, ...]

@@ -17,7 +17,7 @@ from roadworthy.steps.settings import GRANULARITIES, WEIGHT_OBSERVERS, between, 
 class StoreWeights:
     """Store weights as integers and compute in float: smaller, exactly as fast, almost exactly as accurate.
 
-    weight_observer: "minmax" or "mse".   wide: names of layers stored with 16 bits.
+    weight_observer: "minmax", "mse" or "l3".   wide: names of layers stored with 16 bits.
     float_weights: names of layers that are not touched.   weight_bits, bits, granularity, grid: as in Quantize.
     """
 
