@@ -18,7 +18,7 @@ from roadworthy.model.qdq import to_qdq
 from roadworthy.model.task import Task
 from roadworthy.quantize import calibrate as module
 from roadworthy.quantize.statistics import pack, unpack
-from roadworthy.recipe import Calibration, CorrectBias, Fold, Quantize, Recipe
+from roadworthy.recipe import Calibration, CorrectBias, Fold, Quantize, Recipe, Smooth
 from roadworthy.steps.calibration import KEPT
 
 SIDE = 12
@@ -210,3 +210,18 @@ def test_whatever_is_kept_in_float_one_pass_is_enough():
         for kept in ((), ("a",), ("b",), ("c",), ("a", "b"), ("b", "c", "d")):
             Quantize(target, "minmax", keep_float=kept)(model, images.samples)
     assert sorted(images.looks) == [0, 1, 2, 3]
+
+
+def test_steps_that_rescale_channels_share_their_look_at_the_images():
+    images = Watched(4)
+    model = Fold()(network(), images.samples)
+    half, more = Smooth(0.5)(model, images.samples), Smooth(0.75)(model, images.samples)
+    assert sorted(images.looks) == [0, 1, 2, 3]
+    assert half.float_bytes() != model.float_bytes() != more.float_bytes() != half.float_bytes()
+    drawer = Drawer()
+    Calibration.forget()
+    with Calibration.kept_on(drawer):
+        assert Smooth(0.5)(model, images.samples).float_bytes() == half.float_bytes()
+        Calibration.forget()
+        images.looks.clear()
+        assert Smooth(0.5)(model, images.samples).float_bytes() == half.float_bytes() and not images.looks

@@ -42,6 +42,7 @@ Progress = Callable[[int], None]
 Arrays = Mapping[str, NDArray]
 GraphKey = tuple[str, str, str]
 Extremes = tuple[NDArray, NDArray]
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -71,6 +72,7 @@ class Calibration:
     _kept: dict[GraphKey, dict[str, Statistics]] = {}  # noqa: RUF012 - at most KEPT entries, the most recent last
     _ranges: dict[GraphKey, dict[Key, Encoding]] = {}  # noqa: RUF012 - likewise
     _extremes: dict[GraphKey, Extremes] = {}  # noqa: RUF012 - likewise
+    _channels: dict[str, dict[str, Statistics]] = {}  # noqa: RUF012 - likewise
     _shelf: Shelf | None = None
 
     @classmethod
@@ -106,6 +108,16 @@ class Calibration:
             known = {**known, **cls._measured(model, samples, missing, axes, followed, progress)}
             _remember(cls._kept, key, known)
         return known
+
+    @classmethod
+    def channels_of(cls, model: Model, samples: Samples, axes: Mapping[str, int]) -> dict[str, Statistics]:
+        """Extremes, means and histograms of every channel of some values, along these axes, and nothing else: what
+        steps that rescale channels ask for."""
+        key = cls._name(model, samples, ["channels", sorted(axes.items())])
+        found = _recent(cls._channels, key, None)
+        if found is None:
+            found = cls._measured(model, samples, (), axes, axes, None)
+        return _remember(cls._channels, key, found)
 
     @classmethod
     def _measured(
@@ -197,7 +209,7 @@ class Calibration:
     @classmethod
     def forget(cls) -> None:
         """Let go of everything that is kept in memory."""
-        for table in (cls._kept, cls._ranges, cls._extremes):
+        for table in (cls._kept, cls._ranges, cls._extremes, cls._channels):
             table.clear()
 
     @staticmethod
@@ -217,14 +229,14 @@ def _placements(model: Model) -> list[Placement]:
     return [place(model.ir, target) for target in TARGETS.values()]
 
 
-def _recent(table: dict[GraphKey, T], key: GraphKey, default: Any) -> T:
+def _recent(table: dict[K, T], key: K, default: Any) -> T:
     """An entry, which becomes the most recent one."""
     if key in table:
         table[key] = table.pop(key)
     return table.get(key, default)
 
 
-def _remember(table: dict[GraphKey, T], key: GraphKey, value: T) -> T:
+def _remember(table: dict[K, T], key: K, value: T) -> T:
     """Keep an entry as the most recent one; the oldest ones beyond KEPT go."""
     table.pop(key, None)
     table[key] = value
