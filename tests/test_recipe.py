@@ -116,7 +116,7 @@ def test_applying_is_repeatable_and_leaves_the_model_alone():
     before = model.float_bytes()
     recipe = Recipe((Fold(), Quantize("ort"), CorrectBias()), images=4)
     first = to_qdq(recipe.apply(model, pictures()))
-    Calibration._kept.clear()
+    Calibration.forget()
     assert to_qdq(recipe.apply(small(), pictures())) == first
     assert model.float_bytes() == before and not model.encodings and not model.history
     assert to_qdq(Recipe(recipe.steps, images=3).apply(model, pictures())) != first
@@ -129,7 +129,7 @@ def test_steps_share_one_look_at_the_images():
         pixels = np.random.default_rng(k).integers(0, 256, (20, 24, 3), np.uint8)
         return Sample(f"{k}.png", load=lambda: looks.append(k) or pixels, key=f"watched {k}")  # type: ignore[func-returns-value]
 
-    Calibration._kept.clear()
+    Calibration.forget()
     samples = Samples([watched(k) for k in range(4)])
     model = Fold()(small(), samples)
     for step in (Quantize("ort"), Quantize("ort", "kl", keep_float=("last",))):

@@ -51,6 +51,14 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     return int(parts[1]), int(parts[0])
 
 
+def _images(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a number from 1 up nor auto")
+    return int(value)
+
+
 def _json_place(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """Refuse a file that cannot be written before any work is done."""
     if value is None:
@@ -142,6 +150,20 @@ _resume = click.option("--resume", is_flag=True, help="Go on after the last fini
 )
 @click.option("--max-size", metavar="SIZE", help="Most bytes of the result: 600000, 600k, or 0.2x of the original's.")
 @click.option("--max-latency", type=float, metavar="MS", help="Most milliseconds on the target (median).")
+@click.option(
+    "--images",
+    metavar="N|auto",
+    callback=_images,
+    help="Images to calibrate with; auto: the fewest that cover 99 % of the ranges. Default: by effort.",
+)
+@click.option(
+    "--choose",
+    type=click.Choice(("random", "coverage")),
+    default="random",
+    show_default=True,
+    help="How they are chosen: by lot, or by what they cover of the ranges inside the network.",
+)
+@click.option("--no-cache", is_flag=True, help="Measure anew, and keep nothing for the next job.")
 @click.option("--recipe", metavar="R.yaml", help="Replay a recipe instead of searching.")
 @click.option(
     "--effort",
@@ -154,7 +176,8 @@ _resume = click.option("--resume", is_flag=True, help="Go on after the last fini
 @_options(_seed, _threads, _size_option, _force, _resume)
 def compress(model: str, data: str, task: str | None, target: str, max_drop: float, max_drop_class: tuple[str, ...],
              max_drop_size: tuple[str, ...], max_drop_recall: float | None, keep_threshold: bool, min_sqnr: float,
-             max_size: str | None, max_latency: float | None, recipe: str | None, effort: str, out: str | None,
+             max_size: str | None, max_latency: float | None, images: int | str | None, choose: str, no_cache: bool,
+             recipe: str | None, effort: str, out: str | None,
              seed: int, threads: int, size: tuple[int, int] | None, force: bool,
              resume: bool) -> None:  # fmt: skip
     """Compress MODEL under an accuracy budget and write model, report and recipe.
@@ -175,6 +198,9 @@ def compress(model: str, data: str, task: str | None, target: str, max_drop: flo
         refit_threshold=not keep_threshold,
         max_size=max_size,
         max_latency=max_latency,
+        images=images,
+        choose=choose,
+        cache=not no_cache,
     )  # fmt: skip
     with _resumable(folder):
         outcome = job(model, data, folder, settings, force=force, resume=resume, ui=_console(), command=_command_line())

@@ -30,6 +30,8 @@ __all__ = [
 ]  # fmt: skip
 
 VERSION = 1
+CHOICES = ("random", "coverage")
+"""How calibration images are chosen: by lot, or by how much of the ranges inside the network they cover."""
 
 
 class Step(Protocol):
@@ -50,19 +52,35 @@ STEPS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A tuple of steps.   images: how many calibration images are used, chosen by `seed`."""
+    """A tuple of steps.
+
+    images: how many calibration images are used.   seed: of every random choice.   by: one of CHOICES, how the images
+    are chosen (`choose` in YAML). "coverage" takes those whose values reach furthest, each for what it adds to the ones
+    before it (quantize/coverage.py); it looks at every image once, at 512 drawn by the seed where there are more.
+    """
 
     steps: tuple[Any, ...]
     images: int = 128
     seed: int = 0
+    by: str = "random"
 
-    def choose(self, samples: Samples) -> Samples:
-        """The calibration images this recipe uses."""
+    def choose(self, samples: Samples, model: Model | None = None) -> Samples:
+        """The calibration images this recipe uses, in the order of the set.
+
+        model: the float model with its task; only a choice by coverage needs it.   Raises InputError for an unknown
+        kind of choice, and where the model is missing.
+        """
+        if self.by not in CHOICES:
+            raise InputError(f"calibration images are chosen by {self.by!r}; known are {', '.join(CHOICES)}")
+        if self.by == "coverage" and self.images < len(samples):
+            if model is None:
+                raise InputError("choosing images by coverage needs the model; hand it to Recipe.choose")
+            return Calibration.covering(Fold()(model, samples), samples, self.images, self.seed)
         return samples.take(min(self.images, len(samples)), self.seed)
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Apply all steps in order."""
-        chosen = self.choose(samples)
+        chosen = self.choose(samples, model)
         for step in self.steps:
             model = step(model, chosen)
         return model
@@ -75,13 +93,17 @@ class Recipe:
         for step in self.steps:
             settings = {f.name: getattr(step, f.name) for f in fields(step) if getattr(step, f.name) != f.default}
             rows.append({_name_of(step): {k: plain(v) for k, v in settings.items()}})
-        document: dict[str, Any] = {"version": VERSION, "images": self.images, "seed": self.seed, "steps": rows}
+        document: dict[str, Any] = {"version": VERSION, "images": self.images, "seed": self.seed}
+        if self.by != "random":
+            document["choose"] = self.by
+        document["steps"] = rows
         if notes:
             document["made_with"] = notes
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
 
     def describe(self) -> dict[str, Any]:
-        return {"images": self.images, "seed": self.seed, "steps": [{_name_of(s): asdict(s)} for s in self.steps]}
+        steps = [{_name_of(s): asdict(s)} for s in self.steps]
+        return {"images": self.images, "seed": self.seed, "choose": self.by, "steps": steps}
 
 
 def _name_of(step: Any) -> str:
@@ -103,7 +125,7 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, str]]:
         raise InputError(f"the recipe {path} is not YAML: {' '.join(str(error).split())[:160]}") from error
     if not isinstance(document, dict) or not isinstance(document.get("steps"), list):
         raise InputError(f"the recipe {path} needs a list `steps`")
-    unknown = set(document) - {"version", "images", "seed", "steps", "made_with"}
+    unknown = set(document) - {"version", "images", "seed", "choose", "steps", "made_with"}
     if unknown:
         raise InputError(f"the recipe {path} has the unknown key `{min(map(str, unknown))}`")
     if document.get("version") != VERSION:
@@ -112,11 +134,14 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, str]]:
         value = document.get(key, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"`{key}` in the recipe {path} must be a whole number from {least} up")
+    by = document.get("choose", "random")
+    if by not in CHOICES:
+        raise InputError(f"`choose` in the recipe {path} is {by!r}; known are {', '.join(CHOICES)}")
     steps = tuple(_read_step(row, path) for row in document["steps"])
     made_with = document.get("made_with") or {}
     if not isinstance(made_with, dict):
         raise InputError(f"`made_with` in the recipe {path} must be a mapping")
-    return Recipe(steps, document.get("images", 128), document.get("seed", 0)), dict(made_with)
+    return Recipe(steps, document.get("images", 128), document.get("seed", 0), by), dict(made_with)
 
 
 def _read_step(row: Any, path: str | Path) -> Any:

@@ -8,7 +8,8 @@ compressed, so positive means lost. THE schema (* required; everything else may 
     original*   {path, sha256, bytes, nodes, parameters, macs}
     result*     {path, sha256, bytes, variant, target, size_ratio, speed_ratio}
     task        {kind, how, preprocess {}, decode {}}
-    data        {source, content_id, kind, calibration_images, test_images, note}
+    data        {source, content_id, kind, calibration_images, chosen ("random" | "coverage"), covered (share of the
+                 ranges of all images that these cover, 0..1), coverage (a sentence), test_images, note}
     budgets*    [{name*, metric, limit*, measured, interval [low, high], unit, direction "at most" | "at least",
                   verdict* "holds" | "broken" | "not measured", note}]            direction defaults to "at most"
     accuracy    {metric ("mAP", "AP50", "AP75", "top-1", "top-5"), reference, original S, compressed S, drop,
@@ -91,6 +92,9 @@ class Data(Part):
     content_id: str | None = None
     kind: str | None = None
     calibration_images: Count | None = None
+    chosen: Literal["random", "coverage"] | None = None
+    covered: Annotated[float, Field(ge=0, le=1)] | None = None
+    coverage: str | None = None
     test_images: Count | None = None
     note: str | None = None
 

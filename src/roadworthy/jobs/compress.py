@@ -42,19 +42,19 @@ from roadworthy.data.dataset import Dataset, join
 from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError, UnsupportedError
+from roadworthy.jobs.cache import Cache, JobShelf
+from roadworthy.jobs.calibrate import Chosen, calibrate, choose_images
 from roadworthy.jobs.evidence import Evidence, gather
 from roadworthy.jobs.limits import BeyondLimits, Limits, limits_of
 from roadworthy.jobs.output import FILES, GOLDEN_FILES, RECIPES, check_output, stage_folder
-from roadworthy.jobs.search import Search, calibration_images
+from roadworthy.jobs.search import Search
 from roadworthy.jobs.settings import BUDGETS, Settings, wanted_budgets
 from roadworthy.jobs.stages import (
     Stages,
     pack_predictions,
     pack_reference,
-    pack_statistics,
     unpack_predictions,
     unpack_reference,
-    unpack_statistics,
 )
 from roadworthy.jobs.threshold import FIT_IMAGES, fit_images, keep_operating_point
 from roadworthy.jobs.trial import Trial, Ui
@@ -133,10 +133,21 @@ def compress(
     targets, cannot = _lowered(model, targets, settings)
     calibration = dataset.calibration
     limits = limits_of(settings.max_size, settings.max_latency, model.size)
-    with Stages(stage_folder(folder), _key(model, dataset, settings), resume) as stages:
+    cache = Cache() if settings.cache else None
+    with (
+        Stages(stage_folder(folder), _key(model, dataset, settings), resume) as stages,
+        Calibration.kept_on(JobShelf(stages, cache)),
+    ):
         remember = _memory(stages)
         with clock("calibration"):
-            _calibrate(stages, model, calibration, replay[0] if replay else None, settings, ui)
+            chosen_images = choose_images(
+                model, calibration, replay[0] if replay else None, settings.images, settings.choose, settings.effort,
+                settings.seed, ui,
+            )  # fmt: skip
+            before = cache.found if cache else 0
+            calibrate(model, chosen_images.images, ui)
+            if cache is not None and cache.found > before:
+                ui.note("calibration: from the cache")
         with clock("original"):
             judge = _judge(model, task, dataset, settings, ui, stages)
 
@@ -147,7 +158,7 @@ def compress(
             for target in targets:
                 search = Search(
                     model, task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui,
-                    remember, limits=limits,
+                    remember, limits=limits, wanted_images=chosen_images.wanted, by=chosen_images.recipe.by,
                 )  # fmt: skip
                 if replay is None:
                     try:
@@ -167,11 +178,8 @@ def compress(
         with clock("threshold"):
             refits = {}
             if replay is None and settings.refit_threshold:
-                used = Recipe((), calibration_images(settings.effort, len(calibration)), settings.seed).choose(
-                    calibration
-                )
                 refits = keep_operating_point(
-                    chosen, model, judge, fit_images(calibration, used, FIT_IMAGES[settings.effort]),
+                    chosen, model, judge, fit_images(calibration, chosen_images.images, FIT_IMAGES[settings.effort]),
                     lambda: _float_runner(model, settings.threads), remember,
                     lambda work: _kept_reference(stages, "fit-reference", work), ui, settings.threads, settings.seed,
                 )  # fmt: skip
@@ -188,9 +196,11 @@ def compress(
         golden = None
         if TARGETS[best.target].simulated:  # whoever builds it elsewhere has to see what it computes
             with clock("golden vectors"), ui.stage("golden vectors", None):
-                golden = _golden(best, task, calibration, settings)
+                golden = _golden(best, task, model, calibration)
     seconds = time.monotonic() - started
-    report = _report(model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command)
+    report = _report(
+        model, dataset, best, evidence, speed, settings, notes, replay, clock, seconds, command, chosen_images
+    )
     recipes = _recipes(model, dataset, searches)
     _write(folder, best, report, evidence, force, recipes, golden)
     stages.drop()
@@ -266,9 +276,9 @@ class _Clock:
 # Writing
 
 
-def _golden(best: Trial, task: Task, calibration: Samples, settings: Settings) -> Golden:
+def _golden(best: Trial, task: Task, model: Model, calibration: Samples) -> Golden:
     """The golden vectors of what is shipped, on the first images that it was calibrated with."""
-    chosen = best.recipe.choose(calibration)
+    chosen = best.recipe.choose(calibration, model)
     tensors = [tensor_of(s, task)[0] for s in chosen[:GOLDEN_IMAGES]]
     return golden_vectors(from_qdq(load(best.data)), tensors)
 
@@ -388,22 +398,6 @@ def _judge(model: Model, task: Task, dataset: Dataset, settings: Settings, ui: U
     return judge
 
 
-def _calibrate(
-    stages: Stages, model: Model, calibration: Samples, replay: Recipe | None, settings: Settings, ui: Ui
-) -> None:
-    """One pass over the calibration images before anything else looks at images; kept as a stage."""
-    recipe = replay or Recipe((), calibration_images(settings.effort, len(calibration)), settings.seed)
-    chosen = recipe.choose(calibration)
-    folded = Fold()(model, chosen)
-    kept = stages.get("statistics")
-    if kept is not None:
-        Calibration.put(folded, chosen, unpack_statistics(kept))
-    with ui.stage("calibration", len(chosen)) as advance:
-        known = Calibration.of(folded, chosen, (), advance)
-    if kept is None:
-        stages.put("statistics", pack_statistics(known))
-
-
 def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], settings: Settings) -> str:
     """The target that a recipe was made for; stored weights run anywhere. Refuses a recipe made for another model."""
     made_for = made_with.get("target")
@@ -521,6 +515,7 @@ def _report(
     clock: _Clock,
     seconds: float,
     command: str | None,
+    images: Chosen,
 ) -> dict[str, Any]:
     task = model.task
     assert task is not None
@@ -554,6 +549,9 @@ def _report(
             "content_id": f"calibration {dataset.calibration.content_id}, test {dataset.test.content_id}",
             "kind": dataset.kind,
             "calibration_images": min(best.recipe.images, len(dataset.calibration)),
+            "chosen": images.recipe.by,
+            "covered": images.covered.share,
+            "coverage": str(images.covered),
             "test_images": len(dataset.test),
             "note": dataset.note,
         },

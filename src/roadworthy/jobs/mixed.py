@@ -322,7 +322,7 @@ class Mixer:
     @cached_property
     def _prepared(self) -> Model:
         """The float graph in front of the step that quantizes."""
-        chosen, made = self.base.choose(self.calibration), self.model
+        chosen, made = self.base.choose(self.calibration, self.model), self.model
         for step in self.base.steps[: self.base.steps.index(self._step)]:
             made = step(made, chosen)
         return made
@@ -350,7 +350,7 @@ class Mixer:
 
     @cached_property
     def _damages(self) -> Damage:
-        chosen = self.base.choose(self.calibration)
+        chosen = self.base.choose(self.calibration, self.model)
         probes = chosen.take(min(PROBES, len(chosen)), self.base.seed)
         statistics = Calibration.of(self._prepared, chosen, ())
         with self.ui.stage(f"damage of {len(units(self._prepared.ir))} layers", 100) as advance:
@@ -371,7 +371,7 @@ class Mixer:
         """Energy of the distance with one layer's input and result in 8 bits and all else in float."""
         from roadworthy.jobs.layers import activation_damages
 
-        chosen, encodings = self.base.choose(self.calibration), self.whole.model.encodings
+        chosen, encodings = self.base.choose(self.calibration, self.model), self.whole.model.encodings
         if isinstance(self._step, StoreWeights):  # its weights are all that is rounded
             return dict.fromkeys(self._units, 0.0)
 
@@ -419,7 +419,7 @@ class Mixer:
     @cached_property
     def _probes(self) -> list[tuple[NDArray, Outputs]]:
         """Images that were not calibrated with (all, where none is left), and the original's outputs for them."""
-        used = {s.name for s in self.base.choose(self.calibration)}
+        used = {s.name for s in self.base.choose(self.calibration, self.model)}
         rest = Samples((s for s in self.calibration if s.name not in used), self.calibration.kind)
         held = rest if len(rest) >= PROBES else self.calibration
         held = held.take(min(HELD, len(held)), self.base.seed)

@@ -51,9 +51,10 @@ ATTEMPTS = 3
 SENSITIVITY_IMAGES = {"quick": 4, "normal": 8, "thorough": 16}
 
 
-def calibration_images(effort: str, count: int) -> int:
-    """How many of `count` calibration images are calibrated with; the others are held out."""
-    return max(min(EFFORT_IMAGES[effort], count - held_out_images(effort, count)), 1)
+def calibration_images(effort: str, count: int, wanted: int | None = None) -> int:
+    """How many of `count` calibration images are calibrated with; the others are held out.   wanted: in place of what
+    the effort takes."""
+    return max(min(wanted or EFFORT_IMAGES[effort], count - held_out_images(effort, count)), 1)
 
 
 def held_out_images(effort: str, count: int) -> int:
@@ -83,16 +84,20 @@ class Search:
     limits: Limits = field(default_factory=Limits)
     points: list[Any] = field(default_factory=list)
     """Allocations of mixed precision (jobs/mixed.py), smallest first, where limits asked for them."""
+    wanted_images: int | None = None
+    """Calibration images to use in place of what the effort takes."""
+    by: str = "random"
+    """How they are chosen: see `Recipe`."""
 
     @property
     def images(self) -> int:
-        return calibration_images(self.effort, len(self.calibration))
+        return calibration_images(self.effort, len(self.calibration), self.wanted_images)
 
     @cached_property
     def held_out(self) -> Samples:
         """Calibration images that no recipe of this search calibrates with; all of them where there are very few."""
         count = held_out_images(self.effort, len(self.calibration))
-        used = {s.name for s in self.recipe().choose(self.calibration)}
+        used = {s.name for s in self.recipe().choose(self.calibration, self.model)}
         rest = self.calibration.where(lambda s: s.name not in used)
         return rest.take(count, self.seed) if count else self.calibration
 
@@ -120,7 +125,7 @@ class Search:
         ]
 
     def recipe(self, *steps: object) -> Recipe:
-        return Recipe((Fold(), *steps, CorrectBias()), self.images, self.seed)
+        return Recipe((Fold(), *steps, CorrectBias()), self.images, self.seed, self.by)
 
     def run(self) -> list[Trial]:
         """The trials that a final measurement decides between; within the limits, where there are some."""
@@ -204,7 +209,7 @@ class Search:
         """int8 wherever the target computes in it, with nothing on top."""
         first = Quantize(self.target)
         folded = Fold()(self.model, self.calibration)
-        placement = first.placement(folded, self.recipe().choose(self.calibration))
+        placement = first.placement(folded, self.recipe().choose(self.calibration, self.model))
         if not placement.int8:
             reasons = sorted(set(placement.why_float.values()))
             self.warnings.append(f"no layer runs in int8 on {self.target}: {'; '.join(reasons) or 'it has no weights'}")
@@ -331,7 +336,7 @@ class Search:
         alone: the step that compresses all layers but the named ones.   The networks run on ONNX Runtime whatever the
         target: the codes are the same there, and it loads a model several times faster.
         """
-        chosen = self.recipe().choose(self.calibration)
+        chosen = self.recipe().choose(self.calibration, self.model)
         folded = Fold()(self.model, chosen)
         all_units = units(folded.ir)
         names = [u.name for u in all_units]

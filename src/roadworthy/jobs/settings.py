@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from roadworthy.check.budgets import Budget, Wishes, budgets_for, check_wishes
 from roadworthy.data.dataset import Dataset
 from roadworthy.errors import InputError
+from roadworthy.jobs.calibrate import check_choice
 from roadworthy.jobs.limits import limits_of
 from roadworthy.model.task import Task
 from roadworthy.run.targets import TARGETS
 
 EFFORTS = ("quick", "normal", "thorough")
-BUDGETS = ("max_drop", "min_sqnr", "max_drop_class", "max_drop_size", "max_drop_recall", "refit_threshold")
+BUDGETS = ("max_drop", "min_sqnr", "max_drop_class", "max_drop_size", "max_drop_recall", "refit_threshold", "cache")
 """Settings that may be changed when a job is resumed: what is measured does not depend on them."""
 
 
@@ -31,6 +32,9 @@ class Settings:
     by a new threshold; else the threshold stays what it is.
     max_size: most bytes of what is shipped ("600000", "600k"), or their share of the original's ("0.2x").
     max_latency: most milliseconds on the target (median).
+    images: how many images are calibrated with, "auto" for the fewest that would cover 99 % of the ranges when chosen
+    by coverage, None for what the effort takes.   choose: "random" or "coverage", see `Recipe`.   cache: look for
+    statistics that another job has measured, and keep them for the next (jobs/cache.py); the result is the same.
     """
 
     task: str | None = None
@@ -48,6 +52,9 @@ class Settings:
     refit_threshold: bool = True
     max_size: str | None = None
     max_latency: float | None = None
+    images: int | str | None = None
+    choose: str = "random"
+    cache: bool = True
 
     def check(self) -> None:
         if self.target != "auto" and self.target not in TARGETS:
@@ -63,6 +70,7 @@ class Settings:
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
         limits_of(self.max_size, self.max_latency)
+        check_choice(self.images, self.choose, self.recipe)
         if self.target != "auto" and not TARGETS[self.target].available():
             raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
         if TARGETS["native"].available():

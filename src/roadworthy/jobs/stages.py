@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from roadworthy.check.accuracy import Predictions, Reference
 from roadworthy.detect.detections import Detections, Truth
 from roadworthy.errors import InputError, RoadworthyError
-from roadworthy.quantize.statistics import Statistics
 
 Arrays = dict[str, NDArray]
 
@@ -77,6 +76,10 @@ class Stages:
         with os.fdopen(handle, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         Path(temporary).replace(self.folder / f"{name}.npz")
+
+    def remove(self, name: str) -> None:
+        """Let a stage go that nobody needs any more."""
+        (self.folder / f"{name}.npz").unlink(missing_ok=True)
 
     def drop(self) -> None:
         """The job is done: remove the folder."""
@@ -136,20 +139,3 @@ def unpack_reference(arrays: Arrays) -> Reference:
         str(arrays["kind"]), truths, int(arrays["draws"]), labels=arrays.get("labels"),
         probabilities=arrays.get("probabilities"),
     )  # fmt: skip
-
-
-def pack_statistics(table: dict[str, Statistics]) -> Arrays:
-    """Statistics as arrays; `unpack_statistics` is the way back."""
-    arrays: Arrays = {"names": np.array(list(table))}
-    for k, s in enumerate(table.values()):
-        arrays.update({f"{k}.{name}": value for name, value in s.to_arrays().items()})
-    return arrays
-
-
-def unpack_statistics(arrays: Arrays) -> dict[str, Statistics]:
-    table = {}
-    for k, name in enumerate(arrays["names"]):
-        prefix = f"{k}."
-        mine = {key.removeprefix(prefix): v for key, v in arrays.items() if key.startswith(prefix)}
-        table[str(name)] = Statistics.from_arrays(mine)
-    return table

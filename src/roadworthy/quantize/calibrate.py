@@ -3,11 +3,15 @@
 All values that are looked at are read in one run per image, or in several where they would take more memory than
 MAX_TAPPED values at a time. The statistics of different values are updated side by side; each sees its images in order,
 so that the result does not depend on the threads.
+
+A long pass can be interrupted: what was gathered so far is handed out now and then, and a later pass goes on from it to
+the very same statistics.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,8 +25,12 @@ from roadworthy.quantize.statistics import Statistics
 from roadworthy.run.ort import TapReader
 
 Progress = Callable[[int], None]
+Begun = tuple[int, Mapping[str, Statistics]]
+"""Images seen, and the statistics of them."""
 MAX_TAPPED = 1 << 26
 """Most float32 values that are held at a time: 256 MB."""
+CHECKPOINT_IMAGES, CHECKPOINT_SECONDS = 64, 30.0
+"""After so many images, or so long, an unfinished pass is handed out."""
 
 
 def calibrate(
@@ -33,12 +41,18 @@ def calibrate(
     progress: Progress | None = None,
     channel_axes: Mapping[str, int] | None = None,
     per_channel: Collection[str] = (),
+    begun: Begun | None = None,
+    checkpoint: Callable[[int, Mapping[str, Statistics]], None] | None = None,
 ) -> dict[str, Statistics]:
     """Statistics of the named values over all input tensors.
 
     channel_axes: values whose channel means are wanted, and the axis of their channels; a value that is only in here
     gets extremes and means, but no histogram.   per_channel: values whose channels are
     followed each (along axis 1 where none is given).
+
+    begun: what an interrupted pass with the same arguments left; `tensors` then begin with the image behind it, and the
+    statistics are updated in place.   checkpoint: is given images and statistics so far, now and then, before
+    `progress` is told; it must be done with them when it returns.
 
     tensors: float32 arrays in the model's input shape, one image each; consumed once and not kept.
     Raises InputError when there is none, when one has another shape, or when a value overflows (naming it).
@@ -48,9 +62,14 @@ def calibrate(
         name: Statistics(axes.get(name, 1 if name in per_channel else None), name in counted, name in per_channel)
         for name in dict.fromkeys((*values, *axes, *per_channel))
     }
+    seen = 0
+    if begun is not None:
+        if set(begun[1]) != set(statistics):
+            raise ValueError("the interrupted pass gathered other values")
+        seen, statistics = begun[0], {name: begun[1][name] for name in statistics}
     readers = tap_readers(model, [v for v in statistics if v != model.input_name], threads)
     workers = threads or min(os.cpu_count() or 1, 8)
-    seen = 0
+    kept, kept_at = seen, time.monotonic()
     with ThreadPoolExecutor(workers, thread_name_prefix="statistics") as pool:
 
         def update(found: Mapping[str, NDArray]) -> None:
@@ -75,6 +94,10 @@ def calibrate(
             for reader in readers:
                 update(reader.read(tensor))
             seen += 1
+            now = time.monotonic()
+            if checkpoint and (seen - kept >= CHECKPOINT_IMAGES or now - kept_at >= CHECKPOINT_SECONDS):
+                checkpoint(seen, statistics)
+                kept, kept_at = seen, time.monotonic()
             if progress:
                 progress(seen)
     if not seen:

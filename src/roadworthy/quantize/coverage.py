@@ -5,8 +5,8 @@
 
 The greedy choice by covered() is the standard one for sums that saturate: it reaches at least 1 - 1/e of what any
 choice of as many images could (Nemhauser, Wolsey, Fisher, "An analysis of approximations for maximizing submodular set
-functions", 1978). The extremes are found inside the network (ReduceMin, ReduceMax), so an image costs little more than
-running it, and two numbers for each tensor are kept of it.
+functions", 1978). Two numbers for each tensor are kept of an image. (Reductions inside the network cost 2.5 times as
+much as reading every value and looking at it here, and pass over a NaN.)
 """
 
 from __future__ import annotations
@@ -14,16 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from roadworthy.errors import InputError
-from roadworthy.model import graph as g
 from roadworthy.model.model import Model
-from roadworthy.run.ort import OrtRunner
-
-_FLOAT = onnx.TensorProto.FLOAT
+from roadworthy.quantize.calibrate import tap_readers
 
 
 def extremes(
@@ -38,42 +33,28 @@ def extremes(
     tensors: float32 inputs of the model, one image each; consumed once and not kept.
     Raises InputError when there is none, or when a value is not finite (naming it and the image).
     """
-    runner = OrtRunner(_with_extremes(model, values), threads)
-    rows = []
+    readers = tap_readers(model, [v for v in values if v != model.input_name], threads)
+    lows: list[NDArray[np.float32]] = []
+    highs: list[NDArray[np.float32]] = []
     for tensor in tensors:
-        found = runner.run({model.input_name: np.ascontiguousarray(tensor, np.float32)})
-        rows.append(found["@range/all"])
-        bad = np.flatnonzero(~np.isfinite(rows[-1]))
+        tensor = np.ascontiguousarray(tensor, np.float32)
+        found = {model.input_name: (tensor.min(), tensor.max())}
+        for reader in readers:
+            found.update({name: (value.min(), value.max()) for name, value in reader.read(tensor).items()})
+        row = np.array([found[name] for name in values], np.float32)
+        bad = np.flatnonzero(~np.isfinite(row).all(1))
         if len(bad):
             raise InputError(
-                f"on calibration image {len(rows)} the tensor {values[bad[0] % len(values)]!r} of {model.source}"
-                " becomes NaN or infinite; check the preprocessing, or the model"
+                f"on calibration image {len(lows) + 1} the tensor {values[bad[0]]!r} of {model.source} becomes NaN or"
+                " infinite; check the preprocessing, or the model"
             )
+        lows.append(row[:, 0])
+        highs.append(row[:, 1])
         if progress:
-            progress(len(rows))
-    if not rows:
+            progress(len(lows))
+    if not lows:
         raise InputError("there are no images to calibrate with; hand in a folder that holds some")
-    table = np.stack(rows)
-    return table[:, : len(values)], table[:, len(values) :]
-
-
-def _with_extremes(model: Model, values: Sequence[str]) -> bytes:
-    """The network with one output: all minima, then all maxima."""
-    proto = onnx.load_model_from_string(model.float_bytes())
-    opset = g.opset(model.ir)
-    for op, tag in (("ReduceMin", "lo"), ("ReduceMax", "hi")):
-        for k, name in enumerate(values):
-            proto.graph.node.append(helper.make_node(op, [name], [f"@range/{tag}/{k}"], keepdims=0))
-            proto.graph.node.append(
-                helper.make_node("Reshape", [f"@range/{tag}/{k}", "@range/one"], [f"@range/{tag}1/{k}"])
-            )
-    assert opset >= 13
-    proto.graph.initializer.append(helper.make_tensor("@range/one", onnx.TensorProto.INT64, [1], [1]))
-    every = [f"@range/{tag}1/{k}" for tag in ("lo", "hi") for k in range(len(values))]
-    proto.graph.node.append(helper.make_node("Concat", every, ["@range/all"], axis=0))
-    del proto.graph.output[:]
-    proto.graph.output.append(helper.make_tensor_value_info("@range/all", _FLOAT, [len(every)]))
-    return proto.SerializeToString()
+    return np.stack(lows), np.stack(highs)
 
 
 def choose(lo: NDArray, hi: NDArray, count: int) -> tuple[list[int], NDArray[np.float64]]:

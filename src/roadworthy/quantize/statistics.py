@@ -3,12 +3,13 @@
 The histogram starts with the range of the first batch. When a value falls outside, the range doubles and neighbouring
 bins are added in pairs, so that one pass is enough and no count is lost. Of a large tensor the histogram counts an even
 sample; extremes and means are those of all values. Every observer reads the same statistics.
+`pack` and `unpack` carry a table of them, finished or not, into a file and back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import cv2
@@ -151,3 +152,21 @@ class Statistics:
         if "channel_hist" in arrays:
             made.channels = ChannelHistograms.from_arrays(arrays)
         return made
+
+
+def pack(table: Mapping[str, Statistics]) -> dict[str, NDArray]:
+    """A table of statistics as arrays; `unpack` is the way back, and updating may go on behind it."""
+    arrays: dict[str, NDArray] = {"names": np.array(list(table), np.str_)}
+    for k, s in enumerate(table.values()):
+        arrays.update({f"{k}.{name}": value for name, value in s.to_arrays().items()})
+    return arrays
+
+
+def unpack(arrays: Mapping[str, NDArray]) -> dict[str, Statistics]:
+    """The way back from `pack`."""
+    parts: dict[str, dict[str, NDArray]] = {}
+    for key, value in arrays.items():
+        number, dot, name = key.partition(".")
+        if dot:
+            parts.setdefault(number, {})[name] = value
+    return {str(name): Statistics.from_arrays(parts[str(k)]) for k, name in enumerate(arrays["names"])}

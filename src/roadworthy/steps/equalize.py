@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from roadworthy.data.samples import Samples, prefetch
+from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.model.model import Model
-from roadworthy.quantize.calibrate import calibrate
 from roadworthy.quantize.equalize import equalize
 from roadworthy.quantize.rescale import Measure
-from roadworthy.quantize.statistics import Statistics
+from roadworthy.steps.calibration import Calibration
 from roadworthy.steps.settings import between, check_settings
 
 
@@ -38,13 +36,6 @@ def measure_of(model: Model, samples: Samples) -> Measure | None:
     """What measures values of a model on these images; None where there are no images."""
     if not len(samples):
         return None
-    task = model.task
-    if task is None:
+    if model.task is None:
         raise InputError("measuring channels needs the task of the model; give it with --task")
-    preprocess = task.preprocess
-
-    def measure(axes: Mapping[str, int]) -> Mapping[str, Statistics]:
-        tensors = prefetch(samples, lambda s: preprocess(s.image())[0])
-        return calibrate(model, (), tensors, 0, None, axes, axes)
-
-    return measure
+    return lambda axes: Calibration.channels_of(model, samples, axes)
