@@ -2,8 +2,9 @@
 
     python benchmarks/table_damage.py MODEL DATA [--images 128] [--seed 0] [--top 10]
 
-First each table alone, as the task distance of the float network with only that value rounded; then the whole int8 network
-on the native engine with the k worst tables given up: distance on held-out calibration images, and drop on the test images.
+First each table alone, as the task distance of the float network with only that value rounded; then the whole int8
+network on the native engine with the k worst tables given up: distance on held-out calibration images, and drop on the
+test images.
 """
 
 from __future__ import annotations
