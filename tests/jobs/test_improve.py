@@ -16,12 +16,12 @@ from roadworthy.data.readers import read
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs import search as searches
-from roadworthy.jobs.improve import Improvement, quantize_of, with_quantize
+from roadworthy.jobs.improve import IMPROVEMENTS, Improvement, quantize_of, with_quantize
 from roadworthy.jobs.search import Search, calibration_images, held_out_images
 from roadworthy.jobs.trial import Ui
 from roadworthy.model.model import Model, load
 from roadworthy.model.task import task_from_yaml
-from roadworthy.recipe import Fold, Quantize
+from roadworthy.recipe import CorrectBias, Fold, Quantize, Round, Smooth
 from roadworthy.run.targets import TARGETS
 from roadworthy.steps import quantize
 
@@ -149,3 +149,46 @@ def test_exact_activations_are_no_tables(place: Path, network: Model, monkeypatc
     assert without.encodings["q"] == with_tables.encodings["q"]
     with pytest.raises(InputError, match="'gone', which the model does not have"):
         Quantize("native", exact_activations=("gone",))(network, images)
+
+
+def test_layers_in_float_do_not_undo_the_improvements(place: Path, network: Model, monkeypatch: pytest.MonkeyPatch):
+    """A budget that no int8 holds: what is tried then is the improved network with some layers in float."""
+    search = search_of(network, read(place / "unlabelled").calibration)
+    recipe = search.recipe(Smooth(0.5), Quantize("ort", "percentile"))
+    best = search.build("int8, improved", "int8", recipe)
+    monkeypatch.setattr(Search, "_measure_speed", lambda self, trials: None)
+    search.judge.min_sqnr = 1000.0
+    search._int8_under_budget(best)
+    tried = [t for t in search.trials if "in float" in t.variant]
+    assert tried
+    for trial in tried:
+        assert [type(s) for s in trial.recipe.steps] == [type(s) for s in recipe.steps]
+        assert quantize_of(trial.recipe).observer == "percentile" and quantize_of(trial.recipe).float_weights
+
+
+def test_learned_rounding_is_not_followed_by_measured_bias(place: Path, network: Model):
+    search = search_of(network, read(place / "unlabelled").calibration)
+    row = next(r for r in IMPROVEMENTS if r.name == "measured bias")
+    rounded = search.build("", "int8", search.recipe(Quantize("ort"), Round(images=4)))
+    plain = search.build("", "int8", search.recipe(Quantize("ort")))
+    assert row.change(search, rounded) is None
+    assert CorrectBias("empirical") in row.change(search, plain).steps
+
+
+def test_it_is_said_when_nothing_could_be_held_out(place: Path, network: Model):
+    few = search_of(network, read(place / "unlabelled").calibration[:6])
+    plain = few.plain_int8()
+    few.improved(plain)
+    assert any("6 calibration images none could be held out" in line for line in few.warnings)
+
+
+@native
+def test_the_parts_of_a_plan_make_up_the_file(place: Path, network: Model):
+    """Packed weights and constants that several layers share included."""
+    from roadworthy.jobs.evidence import _parts_of
+
+    search = search_of(network, read(place / "unlabelled").calibration, "native")
+    for bits in (8, 3):
+        trial = search.build("", "int8", search.recipe(Quantize("native", weight_bits=bits)))
+        parts = _parts_of(trial)
+        assert sum(parts.values()) == len(trial.deployed) and min(parts.values()) > 0

@@ -27,7 +27,7 @@ from roadworthy.jobs.trial import Trial
 from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
-from roadworthy.recipe import Fold
+from roadworthy.recipe import Fold, Quantize, Recipe, StoreWeights
 from roadworthy.run.targets import TARGETS
 
 ALIGN_IMAGES = 4
@@ -434,10 +434,14 @@ def placement_of(model: Model) -> dict[str, str]:
 def _layers(
     model: Model, best: Trial, calibration: Samples, task: Task, costs: dict[str, dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of the layer table, and what the alignment found fault with."""
+    """The rows of the layer table, and what the alignment found fault with.
+
+    Compared with the float network as it was rewritten before anything was rounded: scales that were moved from one
+    layer to the next are no faults.
+    """
     places = placement_of(best.model)
     tensors = [tensor_of(s, task)[0] for s in calibration.take(min(ALIGN_IMAGES, len(calibration)), 0)]
-    alignment = align(model, load(best.data, task=task), tensors)
+    alignment = align(rewritten(model, best.recipe, calibration), load(best.data, task=task), tensors)
     rows = alignment.rows()
     keys = ("name", "op", "output", "shape", "sqnr_db", "local_sqnr_db", "cosine", "max_error")
     found = []
@@ -453,6 +457,16 @@ def _layers(
     return found, [f.text for f in alignment.findings[:5]]
 
 
+def rewritten(model: Model, recipe: Recipe, calibration: Samples) -> Model:
+    """The float network in front of the step that rounds."""
+    chosen = recipe.choose(calibration, model)
+    for step in recipe.steps:
+        if isinstance(step, Quantize | StoreWeights):
+            break
+        model = step(model, chosen)
+    return model
+
+
 def _parts_of(trial: Trial) -> dict[str, int]:
     """The parts of what is shipped."""
     if trial.deployed is trial.data:
@@ -460,10 +474,13 @@ def _parts_of(trial: Trial) -> dict[str, int]:
     from roadworthy.run.native.plan import Op, Plan
 
     parts = {"weights": 0, "biases, scales, tables": 0}
+    seen: set[bytes] = set()  # equal constants are stored once
     for op in Plan.from_bytes(trial.deployed).ops:
-        weights = len(op.blobs[0]) if op.code in (Op.CONV, Op.DEPTHWISE) else 0
-        parts["weights"] += weights
-        parts["biases, scales, tables"] += sum(map(len, op.blobs)) - weights
+        for k, blob in enumerate(map(bytes, op.blobs)):
+            if blob not in seen:
+                weights = k == 0 and op.code in (Op.CONV, Op.DEPTHWISE)
+                parts["weights" if weights else "biases, scales, tables"] += len(blob)
+                seen.add(blob)
     parts["graph"] = len(trial.deployed) - sum(parts.values())
     return {k: v for k, v in parts.items() if v}
 

@@ -99,6 +99,9 @@ def _rounded(search: Search, best: Trial) -> Recipe | None:
 
 
 def _measured_bias(search: Search, best: Trial) -> Recipe | None:
+    """Not behind learned rounding, which corrects biases itself and leaves other weights to be measured against."""
+    if any(isinstance(s, Round) for s in best.recipe.steps):
+        return None
     steps = (CorrectBias("empirical") if isinstance(s, CorrectBias) else s for s in best.recipe.steps)
     return replace(best.recipe, steps=tuple(steps))
 
@@ -114,5 +117,5 @@ IMPROVEMENTS: tuple[Improvement, ...] = (
     Improvement("outliers moved into weights", EVERY, _behind_fold(Smooth(0.5))),
     Improvement("more outliers moved into weights", THOROUGH, _behind_fold(Smooth(0.75))),
     Improvement("learned rounding", THOROUGH, _rounded),
-    Improvement("measured bias", THOROUGH, _measured_bias),
+    Improvement("measured bias", THOROUGH, _measured_bias),  # in place of learned rounding, where that did not help
 )

@@ -29,7 +29,7 @@ from roadworthy.check.judge import distance
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.limits import BeyondLimits, Limits
-from roadworthy.jobs.search import FASTER, Search
+from roadworthy.jobs.search import FASTER, FEWEST, Search
 from roadworthy.jobs.trial import Trial, Ui
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import narrow_codes
@@ -131,7 +131,8 @@ def under_limits(search: Search) -> list[Trial]:
     """
     limits = search.limits
     free = search.unlimited()
-    fitting = [t for t in free if limits.fits(len(t.deployed)) and _quick_enough(search, t)]
+    spare = SPARE if search.task.is_detector else 0
+    fitting = [t for t in free if limits.fits(len(t.deployed) + spare) and _quick_enough(search, t)]
     if fitting:
         return fitting
     int8 = next((t for t in search.trials if t.variant == "int8" and (t.ratio or 0.0) >= FASTER), None)
@@ -207,6 +208,7 @@ class Mixer:
     threads: int = 0
     ui: Ui = field(default_factory=Ui)
     floats: bool = False
+    apart: str = field(default="", init=False)
 
     # Candidates
 
@@ -252,7 +254,7 @@ class Mixer:
         trial.variant = f"{_kind(self._step)}, {_told(settings)} ({len(trial.deployed) / 1e3:.0f} kB)"
         most = sum(self._damage_at_most(n) for n in settings)
         predicted = float(max(self.floor + found.damage - most, 0.0) ** (1 / self._power))
-        self.ui.note(f"{trial.name}: distance {measured:.3f} on held-out images, predicted {predicted:.3f}")
+        self.ui.note(f"{trial.name}: distance {measured:.3f} on {self.apart}, predicted {predicted:.3f}")
         return Point(trial, settings, predicted, measured)
 
     def sizes(self, points: int, limit: int | None) -> list[int]:
@@ -421,7 +423,8 @@ class Mixer:
         """Images that were not calibrated with (all, where none is left), and the original's outputs for them."""
         used = {s.name for s in self.base.choose(self.calibration, self.model)}
         rest = Samples((s for s in self.calibration if s.name not in used), self.calibration.kind)
-        held = rest if len(rest) >= PROBES else self.calibration
+        held = rest if len(rest) >= FEWEST else self.calibration
+        self.apart = "held-out images" if held is rest else "the images they were calibrated with: too few to spare any"
         held = held.take(min(HELD, len(held)), self.base.seed)
         runner = TARGETS["ort"].runner(self.model.float_bytes(), self.threads)
         tensors = (tensor_of(s, self.task)[0] for s in held)

@@ -10,8 +10,8 @@
     4. Before it is judged, the int8 model is improved step by step (jobs/improve.py).
 
 Everything is chosen on calibration images: ranges on those that the recipe names, candidates by the task distance on
-others (`probes`), so that no candidate is judged by the images it was fitted to. The test images give the verdict; how
-often they were looked at is reported.
+others (`probes`), so that no candidate is judged by the images it was fitted to. The test images give the verdict, and
+where a budget breaks they decide how many layers stay in float or wide; how often they were looked at is reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from roadworthy.check.bench import Entry, bench
 from roadworthy.check.judge import Judge, Judgement, distance
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
-from roadworthy.jobs.improve import GAIN, IMPROVEMENTS
+from roadworthy.jobs.improve import GAIN, IMPROVEMENTS, with_quantize
 from roadworthy.jobs.limits import Limits
 from roadworthy.jobs.trial import Sensitivity, Trial, Ui
 from roadworthy.model.model import Model
@@ -222,6 +222,11 @@ class Search:
     def improved(self, best: Trial) -> Trial:
         """The candidate with every improvement that helps on the held-out images; each one tried is a trial."""
         wanted = [step for step in IMPROVEMENTS if self.effort in step.efforts]
+        if wanted and self.held_out is self.calibration:
+            self.warnings.append(
+                f"with {len(self.calibration)} calibration images none could be held out, so candidates were compared"
+                " on those that they were calibrated with; give at least 20"
+            )
         for step in wanted:
             started = time.monotonic()
             recipe = step.change(self, best)
@@ -277,7 +282,7 @@ class Search:
         for count in _growing(len(order) - 1):
             kept = tuple(s.layer for s in order[:count])
             # The layers that break the budget keep the weights they had; storing them as codes would cost again.
-            recipe = self.recipe(replace(step, float_weights=kept))
+            recipe = with_quantize(int8.recipe, float_weights=kept)
             trial = self.build(f"int8, {count} in float", f"int8, {count} {_layers(count)} in float", recipe)
             self.trials.append(trial)
             if not self.evaluate(trial).holds:

@@ -147,7 +147,10 @@ class Moments:
         """One image's input of the layer, as the float network makes it."""
         drawn = self.patches.of(x, self.patches.choose(image))
         total = drawn.sum(1, dtype=np.float64)
-        products = (drawn.swapaxes(1, 2) @ drawn).astype(np.float64)
+        # In float64, then rounded: how a matrix product is split among threads would else show in the last bits, and a
+        # weight between two codes would go one way or the other.
+        exact = drawn.astype(np.float64)
+        products = (exact.swapaxes(1, 2) @ exact).astype(np.float32).astype(np.float64)
         if self.count:
             total += self.total
             products += self.products
