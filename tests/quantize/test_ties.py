@@ -196,6 +196,19 @@ def test_strange_values_stop_the_walk_and_nothing_else(name: str, shift: bool):
         same(model, rescale(model, walk(model, False), factors_of(model), "scaled"))
 
 
+def test_what_a_branch_reads_takes_no_factor():
+    def branch(op: str) -> onnx.GraphProto:
+        out = onnx.helper.make_tensor_value_info(f"{op}_out", onnx.TensorProto.FLOAT, None)
+        return onnx.helper.make_graph([N(op, ["a", "one"], [f"{op}_out"])], op, [], [out])
+
+    nodes = [N("ReduceMax", ["x"], ["top"], keepdims=0), N("Greater", ["top", "one"], ["bright"]),
+             N("If", ["bright"], ["m"], then_branch=branch("Add"), else_branch=branch("Sub")),
+             N("Conv", ["a", "w4"], ["c"]), N("Conv", ["m", "w5"], ["b"]), N("Add", ["c", "b"], ["z"])]  # fmt: skip
+    model = between(nodes, "z", 4, w4=rand(4, C, 1, 1), w5=rand(4, C, 1, 1), one=np.float32(1))
+    assert plan(model)[0].reason == "a graph inside the graph reads a"
+    same(model, rescale(model, walk(model, False), factors_of(model), "scaled"))
+
+
 def test_a_grouped_transposed_convolution_has_rows_like_a_convolution():
     weight = rand(C, 4, 2, 2)
     unit = next(u for u in units(grouped_up(3, 4).ir) if u.name == "odd")

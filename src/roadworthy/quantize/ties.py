@@ -253,6 +253,10 @@ class _Walk:
                     self._put_fixed(node, f"{node.op_type} {node.name} has a form that is not known")
         for value in g.outputs(self._ir):
             self._fix(self._of.get(str(value.name)), RESULT)
+        here = {id(n) for n in g.nodes(self._ir)}
+        for name, value in g.values(self._ir).items():
+            if any(id(n) not in here for n in value.consumers()):  # a branch of an If, the body of a Loop
+                self._fix(self._of.get(name), f"a graph inside the graph reads {name}")
 
     def _layer(self, unit: Unit) -> set[int]:
         """Take in a unit; the nodes of it that need no further look."""
