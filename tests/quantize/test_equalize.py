@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from equalizing import C, error, images, measure, network, pictures, planted, weights_per_tensor
 
@@ -16,6 +17,7 @@ from roadworthy.model.units import units
 from roadworthy.optimize import fold
 from roadworthy.quantize.equalize import equalize, plan
 from roadworthy.quantize.rescale import limits, magnitudes, peaks, walk, wanted
+from roadworthy.quantize.smooth import smooth
 from roadworthy.recipe import Equalize, Quantize, Recipe
 
 
@@ -121,16 +123,96 @@ def biased(pads: int) -> Model:
 
 def test_high_biases_move_to_the_readers_where_nothing_is_padded():
     model = biased(0)
-    made = equalize(model, measure(model))
+    made = equalize(model, measure(model), absorb=True)
     assert made.history[-1] == f"absorb high biases: {C} channels"
     same(model, made, images())
     x = images(1)[0]
     spans = [np.ptp(np.append(ort(with_tap(m), x)["a"], 0)) for m in (model, made)]
     assert spans[1] < 0.2 * spans[0]
-    alone = equalize(model, measure(model), absorb=False)
+    assert not Equalize().absorb  # only where it is asked for: other images may go lower
+    alone = equalize(model, measure(model))
     assert not any("absorb" in line for line in alone.history)
     padded = biased(1)
-    assert not any("absorb" in line for line in equalize(padded, measure(padded)).history)
+    assert not any("absorb" in line for line in equalize(padded, measure(padded), absorb=True).history)
+
+
+POOL = [N("GlobalAveragePool", ["a"], ["p"]), N("Flatten", ["p"], ["f"])]
+NO_PLACE = {  # what reads `a`, where no bias could take all of a constant
+    "MatMul": [*POOL, N("MatMul", ["f", "m"], ["y"], name="last")],
+    "MatMul of a hard-swish": [*POOL, N("MatMul", ["f", "m"], ["k"], name="last"), N("Add", ["k", "three"], ["k3"]),
+                               N("Clip", ["k3", "zero", "six"], ["e"]), N("Mul", ["k", "e"], ["h"]),
+                               N("Div", ["h", "six"], ["y"])],
+    "ConvTranspose": [N("ConvTranspose", ["a", "up", "b"], ["y"], name="last", strides=[2, 2])],
+    "counted pixels": [N("AveragePool", ["a"], ["p"], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1,
+                         count_include_pad=1), N("Conv", ["p", "w", "b"], ["y"], name="last")],
+}  # fmt: skip
+MATRICES = {"m": rand(C, 5) / 20, "up": rand(C, 5, 3, 3), "w": rand(5, C, 1, 1), "b": rand(5),
+            "zero": np.float32(0), "three": np.float32(3), "six": np.float32(6)}  # fmt: skip
+
+
+def behind(nodes: list[onnx.NodeProto]) -> Model:
+    """conv `first` with high biases -> Relu `a` -> nodes."""
+    first = [N("Conv", ["x", "w1", "b1"], ["c"], name="first"), N("Relu", ["c"], ["a"])]
+    weights = {"w1": rand(C, 3, 1, 1) / 9, "b1": np.full(C, 20, np.float32), **MATRICES}
+    return load(build([*first, *nodes], weights, (1, 3, 16, 16)))
+
+
+@pytest.mark.parametrize("name", NO_PLACE)
+def test_no_bias_is_absorbed_where_a_reader_cannot_take_it(name: str):
+    model = behind(NO_PLACE[name])
+    made = equalize(model, measure(model), absorb=True)
+    assert not any("absorb" in line for line in made.history)
+    same(model, made, images())
+
+
+def test_a_reader_that_cannot_take_it_keeps_it_from_the_others_too():
+    both = [N("Conv", ["a", "w", "b"], ["z"], name="beside"), N("GlobalAveragePool", ["z"], ["zp"]),
+            N("Flatten", ["zp"], ["zf"]), *POOL, N("MatMul", ["f", "m"], ["q"], name="last"),
+            N("Add", ["q", "zf"], ["y"])]  # fmt: skip
+    model = behind(both)
+    same(model, equalize(model, measure(model), absorb=True), images())
+
+
+def test_a_matmul_with_an_add_takes_it_and_one_without_gives_none():
+    takes = behind([*POOL, N("MatMul", ["f", "m"], ["k"], name="last"), N("Add", ["k", "b"], ["y"])])
+    made = equalize(takes, measure(takes), absorb=True)
+    assert made.history[-1] == f"absorb high biases: {C} channels"
+    same(takes, made, images())
+    nodes = [N("Flatten", ["a"], ["f"]), N("MatMul", ["f", "big"], ["k"], name="giver"), N("Relu", ["k"], ["r"]),
+             N("MatMul", ["r", "m2"], ["q"], name="last"), N("Add", ["q", "b2"], ["y"])]  # fmt: skip
+    big = np.abs(rand(C * 256, 4)) / 256
+    gives = load(build([N("Conv", ["x", "w1", "b1"], ["a"], name="first", strides=[1, 1]), *nodes],
+                       {"w1": rand(C, 3, 1, 1) / 9, "b1": np.full(C, 20, np.float32), "big": big, "m2": rand(4, 3),
+                        "b2": rand(3)}, (1, 3, 16, 16)))  # fmt: skip
+    made = equalize(gives, measure(gives), absorb=True)
+    assert not any("absorb" in line for line in made.history)
+    same(gives, made, images())
+
+
+@pytest.mark.parametrize("bound", [-0.5, 0.0])
+def test_a_clip_at_or_below_zero_takes_no_factor(bound: float):
+    spread = np.exp2(np.arange(C) - 6.0).astype(np.float32)[:, None, None, None]
+    nodes = [N("Conv", ["x", "w1", "b1"], ["c"], name="first"), N("Clip", ["c", "", "most"], ["a"], name="clip"),
+             N("Conv", ["a", "w2"], ["y"], name="last")]  # fmt: skip
+    weights = {"w1": rand(C, 3, 1, 1) * spread, "b1": rand(C), "w2": rand(5, C, 1, 1), "most": np.float32(bound)}
+    model = load(build(nodes, weights, (1, 3, 16, 16)))
+    for made in (equalize(model, measure(model)), smooth(model, measure(model), 0.5)):
+        same(model, made, images(2, seed=1))
+        assert "0 layers with their readers" in made.history[-1]
+    assert plan(model)[0].reason.startswith("Clip clip")
+
+
+def test_layers_of_odd_forms_are_left_alone_by_both_steps():
+    nodes = [N("ConvTranspose", ["a", "w3", "b3"], ["u"], name="up", group=2), N("Relu", ["u"], ["v"]),
+             N("GlobalAveragePool", ["v"], ["p"]), N("Flatten", ["p"], ["f"]),
+             N("MatMul", ["f", "vector"], ["s"], name="score"), N("ReduceMean", ["v"], ["mean"], keepdims=0),
+             N("Add", ["s", "mean"], ["y"])]  # fmt: skip
+    first = [N("Conv", ["x", "w1", "b1"], ["c"], name="first"), N("Relu", ["c"], ["a"])]
+    weights = {"w1": rand(C, 3, 1, 1), "b1": rand(C), "w3": rand(C, 4, 2, 2), "b3": rand(8), "vector": rand(8)}
+    model = load(build([*first, *nodes], weights, (1, 3, 16, 16)))
+    for made in (equalize(model, measure(model), absorb=True), smooth(model, measure(model), 0.5)):
+        assert made.float_bytes() == model.float_bytes()
+        assert "0 layers with their readers" in made.history[-1]
 
 
 def with_tap(model: Model) -> bytes:

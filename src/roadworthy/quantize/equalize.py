@@ -13,7 +13,9 @@ High biases are absorbed behind it: a channel that ReLU leaves at c or above eve
 
     b1' = b1 - c        b2'[o] = b2[o] + c sum w2[o]        c = max(0, mean - 3 std, no more than measured)
 
-where no reader pads its input (padding would have to be c, not 0).
+where every reader has a bias and every pixel of its output sees all of c: no padding (which would have to be c, not 0),
+no ConvTranspose. This is exact for values no lower than those measured; an image on which a channel goes below c is
+computed differently, so it is not done unless asked for.
 """
 
 from __future__ import annotations
@@ -42,11 +44,12 @@ def plan(model: Model, sums: bool = False) -> list[Site]:
 
 
 def equalize(
-    model: Model, measure: Measure | None, tolerance: float = 0.0, absorb: bool = True, sums: bool = False
+    model: Model, measure: Measure | None, tolerance: float = 0.0, absorb: bool = False, sums: bool = False
 ) -> Model:
-    """The model with equalized weights; it computes the same.
+    """The model with equalized weights; it computes the same (absorb: for values no lower than those measured).
 
     measure: takes the statistics of values; without it layers with a Clip are left alone, and biases stay.
+    absorb: move high biases into the readers.
     tolerance: how much of an 8-bit step a smooth activation may be off; 0 leaves layers with one alone.
     sums: give the layers of a residual sum one common factor, too. It fits none of them well: in ResNet-56 twenty
     layers of a stage have to share it.

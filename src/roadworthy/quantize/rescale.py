@@ -6,6 +6,7 @@ and how far a factor may go (`limits`), from what was measured:
 
 - Clip(0, 6) commutes with a factor where the bound is not reached: a channel that was measured up to h < 6 / MARGIN
   may take any s >= MARGIN h / 6, one that comes closer to the bound takes none.
+  A bound of 0 or below is met by all that matters, and takes none (quantize/ties.py).
 - No channel becomes louder than the loudest one of its tensor was; a scale per tensor would pay for it.
 - A smooth activation f takes s only as long as the error, max |s f(p / s) - f(p)| over the measured range of p, stays
   below a share of the step that 8 bits would leave this channel alone. (By the tensor's step, quiet channels beside a
@@ -140,7 +141,7 @@ def rescale(model: Model, found: Ties, factors: Factors, step: str) -> Model:
         weight = g.constant(unit.weight)
         assert weight is not None
         made = weight.astype(np.float64)
-        # as_rows is a view where it can be one; the channels' axes are all that is needed here.
+        # No as_rows: it may copy. What it turns (a grouped ConvTranspose) takes no factor, and was passed over above.
         rows = np.moveaxis(made, unit.weight_axis, 0)
         extra = (1,) * (rows.ndim - 2)
         rows *= into.reshape(*into.shape, *extra) / out.reshape(-1, 1, *extra)

@@ -10,7 +10,8 @@ What is left are groups of channels, each with the layers that make it and the l
 makers' rows by s and multiplying the readers' columns by s changes nothing.
 
 With `shift=True` the same walk asks where a constant may be moved from a layer to its readers, f(x - c) = f(x) - c:
-only behind a ReLU, through moves and pools, into layers without padding.
+only behind a ReLU, through moves and pools, and into layers of which every output sees the whole constant and that
+have a place for it: no padding, no ConvTranspose (its taps fall on different pixels), no MatMul without a bias.
 """
 
 from __future__ import annotations
@@ -119,19 +120,32 @@ def summary(found: Ties, factors: NDArray[np.float64]) -> str:
 
 
 def as_rows(unit: Unit, weight: NDArray) -> NDArray:
-    """A view of a weight as (O, I of a group, positions)."""
-    rows = np.moveaxis(weight, unit.weight_axis, 0)
+    """A weight as (O, I of a group, positions), a view where it can be one."""
+    groups = g.attribute(unit.anchor, "group", 1) if unit.anchor.op_type == "ConvTranspose" else 1
+    if groups > 1:  # (I, O of a group, ...), group behind group along the first axis
+        split = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+        return split.swapaxes(1, 2).reshape(-1, split.shape[1], split.shape[3])
+    if unit.anchor.op_type == "MatMul":  # a vector has one output, a stack of matrices many positions
+        rows = weight[None] if weight.ndim == 1 else np.moveaxis(weight, (-1, -2), (0, 1))
+    else:
+        rows = np.moveaxis(weight, unit.weight_axis, 0)
     return rows.reshape(*rows.shape[:2], -1)
 
 
 def bias_of(unit: Unit) -> tuple[g.Node, int, NDArray | None]:
     """The node that adds a unit's bias, which of its inputs that is, and the bias (None where there is none)."""
-    anchor = unit.anchor
-    add = next((n for n in unit.nodes[1:2] if n.op_type == "Add"), None) if anchor.op_type == "MatMul" else None
+    anchor, add = unit.anchor, _added(unit)
     if add is None:
         return anchor, 2, g.constant(unit.bias)
     index = next((k for k, v in enumerate(add.inputs) if g.constant(v) is not None), 1)
     return add, index, g.constant(add.inputs[index])
+
+
+def _added(unit: Unit) -> g.Node | None:
+    """The Add that is a MatMul's bias. Only it reads the product; the Add that opens a hard-swish is not alone."""
+    second = unit.nodes[1] if len(unit.nodes) > 1 and unit.anchor.op_type == "MatMul" else None
+    alone = len(list(unit.anchor.outputs[0].uses())) == 1
+    return second if second is not None and second.op_type == "Add" and alone else None
 
 
 class _Walk:
@@ -174,8 +188,10 @@ class _Walk:
             if high in self._why:
                 self._why.setdefault(low, self._why[high])
 
-    def _fix(self, ids: Ids | None, reason: str) -> None:
-        for k in () if ids is None else _distinct(ids):
+    def _fix(self, ids: Ids | None, reason: str | None) -> None:
+        if ids is None or reason is None:
+            return
+        for k in _distinct(ids):
             if k != ZERO:
                 self._why.setdefault(self._find(k), reason)
 
@@ -199,13 +215,13 @@ class _Walk:
         shape = g.static_shape(value)
         if shape is None:
             self._fix(ids, f"the shape of {value.name} is not known")
-        else:
-            self._of[str(value.name)] = np.broadcast_to(ids, shape)
+        else:  # one number fits a scalar, too
+            self._of[str(value.name)] = np.broadcast_to(ids.reshape(()) if ids.size == 1 else ids, shape)
 
     def _put_channels(self, value: g.Value, ids: Ids, axis: int = 1) -> None:
         """Numbers of a value's channels, (C,)."""
-        rank = len(g.static_shape(value) or (0, 0))
-        self._put(value, ids.reshape([-1 if k == axis % rank else 1 for k in range(rank)]))
+        rank = len(g.static_shape(value) or ())
+        self._put(value, ids.reshape([-1 if k == axis % rank else 1 for k in range(rank)]) if rank else ids)
 
     def _along(self, value: g.Value | None, axis: int) -> Ids | None:
         """(channels,) numbers along an axis, or None where they differ within a channel."""
@@ -230,21 +246,31 @@ class _Walk:
             if id(node) in of_anchor:
                 done.update(self._layer(of_anchor[id(node)]))
             elif id(node) not in done:
-                self._node(node)
+                try:
+                    self._node(node)
+                except (RoadworthyError, ValueError, IndexError, TypeError, ZeroDivisionError):
+                    # A form that no rule foresaw. What was tied so far stays tied, which is never wrong.
+                    self._put_fixed(node, f"{node.op_type} {node.name} has a form that is not known")
         for value in g.outputs(self._ir):
             self._fix(self._of.get(str(value.name)), RESULT)
+        here = {id(n) for n in g.nodes(self._ir)}
+        for name, value in g.values(self._ir).items():
+            if any(id(n) not in here for n in value.consumers()):  # a branch of an If, the body of a Loop
+                self._fix(self._of.get(name), f"a graph inside the graph reads {name}")
 
     def _layer(self, unit: Unit) -> set[int]:
         """Take in a unit; the nodes of it that need no further look."""
         outs, ins = self._input(unit)
         self._layers.append((unit, outs, ins))
         anchor = unit.anchor
-        biased = next((n for n in unit.nodes if n.op_type == "Add" and anchor.op_type == "MatMul"), None)
+        biased = _added(unit)
         before = anchor.outputs[0] if biased is None else biased.outputs[0]
         image = anchor.op_type in ("Conv", "ConvTranspose")
         for value in (anchor.outputs[0], before):
             self._put_channels(value, outs, 1 if image else -1)
         known = {id(anchor), id(biased)}
+        if str(before.name) not in self._of:  # no shape: all is fixed, and stays so behind it
+            return known
         if self._shift:
             if unit.activation != "Relu" or g.is_read(unit.output) is False:
                 self._fix(outs, f"no ReLU behind {unit.name}")
@@ -266,37 +292,36 @@ class _Walk:
         anchor = unit.anchor
         weight = g.constant(unit.weight)
         assert weight is not None
-        count = weight.shape[unit.weight_axis % weight.ndim]
+        count, each = as_rows(unit, weight).shape[:2]
         outs = self._new(count)
         axis = 1 if anchor.op_type in ("Conv", "ConvTranspose") else -1
         source = self._along(unit.input, axis)
-        refusal = self._refusal(unit, weight, source)
+        groups = g.attribute(anchor, "group", 1) if axis == 1 else 1
+        refusal = self._refusal(unit, count)
         if refusal:
-            self._fix(self._of.get(str(unit.input.name)), refusal)
             self._fix(outs, refusal)
-            source = None
-        each = as_rows(unit, weight).shape[1]
-        if source is None:
-            if not refusal:
-                self._fix(self._of.get(str(unit.input.name)), f"{unit.name} reads mixed channels")
+        if refusal or source is None or len(source) != groups * each:
+            for value in anchor.inputs:  # a bias may be computed, too
+                ids = None if value is None else self._of.get(str(value.name))
+                self._fix(ids, refusal or f"{unit.name} reads mixed channels")
             return outs, np.broadcast_to(self._fixed_one("not known"), (count, each)).copy()
-        if self._shift and _pads(anchor):
-            self._fix(source, f"{unit.name} pads its input")
+        if self._shift:
+            self._fix(source, _not_whole(unit))
+            if not _takes_bias(unit):
+                self._fix(outs, f"{unit.name} has no bias")
         self._read.append((str(unit.input.name), axis, source))
-        groups = g.attribute(anchor, "group", 1) if anchor.op_type == "Conv" else 1
         return outs, np.repeat(source.reshape(groups, each), count // groups, axis=0)
 
-    def _refusal(self, unit: Unit, weight: NDArray, source: Ids | None) -> str:
+    def _refusal(self, unit: Unit, count: int) -> str:
+        """Why no factor may be written into a unit's weights and bias, whatever it reads; "" where it may."""
         anchor = unit.anchor
         _, _, bias = bias_of(unit)
-        if source is None:
-            return ""
         if len(list(unit.weight.uses())) > 1 or unit.weight.is_graph_output():
             return f"{unit.name} shares its weights"
         if not unit.per_channel or (anchor.op_type == "Gemm" and g.attribute(anchor, "transA", 0)):
             return f"{unit.name} has weights of another layout"
-        given = unit.bias is not None or (len(unit.nodes) > 1 and unit.nodes[1].op_type == "Add")
-        if given and (bias is None or bias.size not in (1, weight.shape[unit.weight_axis])):
+        given = unit.bias is not None or _added(unit) is not None
+        if given and (bias is None or (bias.size != 1 and not bias.size == count == bias.shape[-1])):
             return f"{unit.name} has no bias of one number per channel"
         return ""
 
@@ -333,6 +358,8 @@ class _Walk:
         if op == "Clip" and len(computed) == 1:
             lo, hi = (g.constant(v) for v in (*node.inputs[1:3], None, None)[:2])
             channels = self._along(computed[0], 1)
+            if hi is not None and not float(hi.reshape(-1)[0]) > 0:
+                return False  # the bound itself comes out nearly everywhere, and it takes no factor
             if self._caps and channels is not None and (lo is None or float(lo.reshape(-1)[0]) == 0):
                 self._of[str(out.name)] = known[0]
                 if hi is not None:
@@ -368,7 +395,7 @@ class _Walk:
             cropped = g.attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
             return not cropped and g.attribute(node, "mode", "nearest") in ("nearest", "linear")
         counts = node.op_type == "AveragePool" and g.attribute(node, "count_include_pad", 0)
-        return not (self._shift and counts and _pads(node))
+        return not (self._shift and counts and (_pads(node) or g.attribute(node, "ceil_mode", 0)))
 
     def _reduce(self, node: g.Node, ids: Ids) -> bool:
         axes = g.attribute(node, "axes")
@@ -425,8 +452,24 @@ class _Walk:
 
 def _distinct(ids: Ids) -> list[int]:
     """The numbers in an array; axes along which it only repeats are looked at once."""
+    if not ids.size:
+        return []
     found: list[int] = np.unique(ids[tuple(0 if s == 0 else slice(None) for s in ids.strides)]).tolist()
     return found
+
+
+def _takes_bias(unit: Unit) -> bool:
+    """Whether a unit has a bias, or a place for one."""
+    return unit.anchor.op_type != "MatMul" or _added(unit) is not None
+
+
+def _not_whole(unit: Unit) -> str | None:
+    """Why a constant on a unit's input is not one constant on its output that its bias can take; None where it is."""
+    if unit.anchor.op_type == "ConvTranspose":
+        return f"{unit.name} spreads its taps over different pixels"
+    if _pads(unit.anchor):
+        return f"{unit.name} pads its input"
+    return None if _takes_bias(unit) else f"{unit.name} has no bias"
 
 
 def _pads(node: g.Node) -> bool:

@@ -18,13 +18,14 @@ class Equalize:
     """Even out the ranges of channels between layers, without changing what the network computes.
 
     tolerance: how much of an 8-bit step a smooth activation (SiLU, HardSwish, GELU, Mish) may be off, 0 to 1; with 0
-    layers with such an activation are left alone.   absorb: move high biases of ReLU layers into the layers behind.
+    layers with such an activation are left alone.   absorb: move high biases of ReLU layers into the layers behind,
+    which is exact for values no lower than those measured: other images may come out differently.
     sums: let the layers of a residual sum take one common factor; without, they are left alone.
     Raises InputError for a model that is quantized already.
     """
 
     tolerance: float = between(0.0, 0.0, 1.0)
-    absorb: bool = True
+    absorb: bool = False
     sums: bool = False
 
     def __call__(self, model: Model, samples: Samples) -> Model:
