@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from equalizing import error, images, network, pictures
 
+from onnx_graphs import N, build, rand
 from roadworthy.errors import InputError
 from roadworthy.model import graph as g
-from roadworthy.model.model import Model
+from roadworthy.model.model import Model, load
 from roadworthy.model.qdq import to_qdq
 from roadworthy.model.units import units
 from roadworthy.quantize.bias import add_to_bias, channel_axes, correct_bias
 from roadworthy.quantize.bias_measured import correct_by_measurement, depths
 from roadworthy.quantize.calibrate import calibrate
-from roadworthy.quantize.place import place
+from roadworthy.quantize.place import before_activation, multiplications, place
 from roadworthy.quantize.quantize import activation_encodings, quantize_units
 from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe
 from roadworthy.run.targets import TARGETS
@@ -98,3 +99,26 @@ def test_analytic_is_the_default_and_empirical_goes_on_from_it():
         CorrectBias("guess")(model, pictures())
     with pytest.raises(InputError, match="4 images"):
         Recipe((Quantize("ort"), CorrectBias("empirical"))).apply(model, pictures(3))
+
+
+def test_the_three_of_a_hard_swish_is_no_bias():
+    """A MatMul without a bias, with a hard-swish in its parts behind it: the Add of 3 is the activation's."""
+    nodes = [
+        N("MatMul", ["x", "w"], ["a"], name="product"),
+        N("Add", ["a", "three"], ["b"]), N("Clip", ["b", "zero", "six"], ["c"]),
+        N("Mul", ["a", "c"], ["d"]), N("Div", ["d", "six"], ["y"]),
+    ]  # fmt: skip
+    weights = {"w": rand(8, 4), "three": np.float32(3), "zero": np.float32(0), "six": np.float32(6)}
+    model = load(build(nodes, weights, (5, 8)))
+    unit = units(model.ir)[0]
+    assert unit.activation == "HardSwish" and unit.bias_add is None
+    ir = g.clone(model.ir)
+    add_to_bias(ir, units(ir)[0], np.full(4, 0.1))
+    assert float(g.constant(g.values(ir)["three"])) == 3.0
+    assert before_activation(unit).name == "a"
+
+
+def test_a_vector_of_weights_is_counted():
+    nodes = [N("MatMul", ["x", "w"], ["y"], name="product")]
+    model = load(build(nodes, {"w": rand(8)}, (5, 8)))
+    assert multiplications(units(model.ir)[0]) == 5 * 8

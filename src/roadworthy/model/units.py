@@ -54,6 +54,13 @@ class Unit:
         return self.anchor.inputs[2] if len(self.anchor.inputs) > 2 else None
 
     @property
+    def bias_add(self) -> g.Node | None:
+        """The Add that is a MatMul's bias: the only reader of the product, which the Add of a hard-swish is not."""
+        second = self.nodes[1] if len(self.nodes) > 1 and self.anchor.op_type == "MatMul" else None
+        alone = len(list(self.anchor.outputs[0].uses())) == 1
+        return second if second is not None and second.op_type == "Add" and alone else None
+
+    @property
     def weight_axis(self) -> int:
         """Axis of the weight along which output channels lie."""
         op = self.anchor.op_type

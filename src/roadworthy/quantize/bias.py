@@ -62,7 +62,7 @@ def add_to_bias(ir: g.IrModel, unit: Unit, amount: NDArray) -> None:
     """Add an amount (output channels,) to a unit's bias, in a graph that was just cloned."""
     anchor = unit.anchor
     if anchor.op_type == "MatMul":
-        add = next((n for n in unit.nodes if n.op_type == "Add"), None)
+        add = unit.bias_add
         if add is None:
             return
         index = next(k for k, v in enumerate(add.inputs) if g.constant(v) is not None)

@@ -61,7 +61,8 @@ def multiplications(unit: Unit) -> int:
     if unit.anchor.op_type == "ConvTranspose":
         source = g.static_shape(unit.input)
         return 0 if source is None else int(np.prod(source)) * int(np.prod(weight.shape[1:]))
-    return int(np.prod(out)) * int(weight.shape[0 if unit.weight_axis else 1])
+    inner = (0 if unit.weight_axis else 1) if unit.anchor.op_type == "Gemm" else max(weight.ndim - 2, 0)
+    return int(np.prod(out)) * int(weight.shape[inner])
 
 
 def quantized_point(unit: Unit, target: Target) -> g.Value:
@@ -74,7 +75,7 @@ def quantized_point(unit: Unit, target: Target) -> g.Value:
 
 
 def _behind_bias(unit: Unit) -> g.Value:
-    return next((n.outputs[0] for n in unit.nodes if n.op_type == "Add"), unit.anchor.outputs[0])
+    return (unit.bias_add or unit.anchor).outputs[0]
 
 
 def _needs_output(target: Target) -> bool:

@@ -134,18 +134,11 @@ def as_rows(unit: Unit, weight: NDArray) -> NDArray:
 
 def bias_of(unit: Unit) -> tuple[g.Node, int, NDArray | None]:
     """The node that adds a unit's bias, which of its inputs that is, and the bias (None where there is none)."""
-    anchor, add = unit.anchor, _added(unit)
+    anchor, add = unit.anchor, unit.bias_add
     if add is None:
         return anchor, 2, g.constant(unit.bias)
     index = next((k for k, v in enumerate(add.inputs) if g.constant(v) is not None), 1)
     return add, index, g.constant(add.inputs[index])
-
-
-def _added(unit: Unit) -> g.Node | None:
-    """The Add that is a MatMul's bias. Only it reads the product; the Add that opens a hard-swish is not alone."""
-    second = unit.nodes[1] if len(unit.nodes) > 1 and unit.anchor.op_type == "MatMul" else None
-    alone = len(list(unit.anchor.outputs[0].uses())) == 1
-    return second if second is not None and second.op_type == "Add" and alone else None
 
 
 class _Walk:
@@ -263,7 +256,7 @@ class _Walk:
         outs, ins = self._input(unit)
         self._layers.append((unit, outs, ins))
         anchor = unit.anchor
-        biased = _added(unit)
+        biased = unit.bias_add
         before = anchor.outputs[0] if biased is None else biased.outputs[0]
         image = anchor.op_type in ("Conv", "ConvTranspose")
         for value in (anchor.outputs[0], before):
@@ -320,7 +313,7 @@ class _Walk:
             return f"{unit.name} shares its weights"
         if not unit.per_channel or (anchor.op_type == "Gemm" and g.attribute(anchor, "transA", 0)):
             return f"{unit.name} has weights of another layout"
-        given = unit.bias is not None or _added(unit) is not None
+        given = unit.bias is not None or unit.bias_add is not None
         if given and (bias is None or (bias.size != 1 and not bias.size == count == bias.shape[-1])):
             return f"{unit.name} has no bias of one number per channel"
         return ""
@@ -460,7 +453,7 @@ def _distinct(ids: Ids) -> list[int]:
 
 def _takes_bias(unit: Unit) -> bool:
     """Whether a unit has a bias, or a place for one."""
-    return unit.anchor.op_type != "MatMul" or _added(unit) is not None
+    return unit.anchor.op_type != "MatMul" or unit.bias_add is not None
 
 
 def _not_whole(unit: Unit) -> str | None:

@@ -170,8 +170,7 @@ def is_u8(encoding: Encoding) -> bool:
 
 
 def _is_bias_add(unit: Unit, node: g.Node) -> bool:
-    made = unit.anchor.outputs[0]
-    return unit.anchor.op_type == "MatMul" and node.op_type == "Add" and any(v is made for v in node.inputs)
+    return node is unit.bias_add
 
 
 def _weight(unit: Unit) -> NDArray[Any]:
