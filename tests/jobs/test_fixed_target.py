@@ -16,7 +16,7 @@ from small import SIDE, classifier, place
 from command import roadworthy
 from onnx_graphs import N, build
 from roadworthy.check.report_schema import validate
-from roadworthy.errors import UnsupportedError
+from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.jobs import compress as job
 from roadworthy.jobs import search
 from roadworthy.jobs.compress import FILES, GOLDEN_FILES, Outcome, Settings, compress
@@ -94,6 +94,16 @@ def test_a_broken_budget_is_told_and_exits_with_3(here: Path):
     assert outcome.exit_code == (3 if drop > 0 else 0)
     chosen = next(c for c in outcome.report["candidates"] if c["chosen"])
     assert chosen["why"].startswith("chosen: ") and ("does not hold" in chosen["why"]) == (drop > 0)
+
+
+@pytest.mark.usefixtures("no_stopwatch")
+def test_a_limit_on_its_latency_is_refused_at_once(here: Path):
+    with pytest.raises(InputError, match=r"simulated here.*leave --max-latency out"):
+        Settings(target="fixed", max_latency=1.0).check()
+    Settings(target="ort", max_latency=1.0).check()
+    Path("fixed.yaml").write_text("version: 1\nsteps: [{quantize: {target: fixed}}]\n")
+    with pytest.raises(InputError, match=r"simulated here.*leave --max-latency out"):
+        small(target="auto", recipe="fixed.yaml", max_latency=1.0)
 
 
 def test_auto_never_takes_it_and_another_target_leaves_no_vectors(here: Path, speeds):

@@ -48,7 +48,7 @@ from roadworthy.jobs.evidence import Evidence, gather
 from roadworthy.jobs.limits import BeyondLimits, Limits, limits_of
 from roadworthy.jobs.output import FILES, GOLDEN_FILES, RECIPES, check_output, stage_folder
 from roadworthy.jobs.search import Search
-from roadworthy.jobs.settings import BUDGETS, Settings, wanted_budgets
+from roadworthy.jobs.settings import BUDGETS, Settings, refuse_latency, wanted_budgets
 from roadworthy.jobs.stages import (
     Stages,
     pack_predictions,
@@ -419,6 +419,7 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
             )
         if not TARGETS[step.target].available():
             raise InputError(f"the recipe {settings.recipe} cannot be replayed: {TARGETS[step.target].missing}")
+        refuse_latency(step.target, settings.max_latency)
         return str(step.target)
     if settings.target != "auto":
         return settings.target
