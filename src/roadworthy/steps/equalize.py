@@ -10,11 +10,11 @@ from roadworthy.model.model import Model
 from roadworthy.quantize.equalize import equalize
 from roadworthy.quantize.rescale import Measure
 from roadworthy.steps.calibration import Calibration
-from roadworthy.steps.settings import between, check_settings
+from roadworthy.steps.settings import Checked, between
 
 
 @dataclass(frozen=True)
-class Equalize:
+class Equalize(Checked):
     """Even out the ranges of channels between layers, without changing what the network computes.
 
     tolerance: how much of an 8-bit step a smooth activation (SiLU, HardSwish, GELU, Mish) may be off, 0 to 1; with 0
@@ -28,7 +28,6 @@ class Equalize:
     sums: bool = False
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        check_settings(self)
         return equalize(model, measure_of(model, samples), self.tolerance, self.absorb, self.sums)
 
 

@@ -10,11 +10,11 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.quantize.learned import round_weights
 from roadworthy.quantize.rounding import METHODS
-from roadworthy.steps.settings import between, choice
+from roadworthy.steps.settings import Checked, between, choice
 
 
 @dataclass(frozen=True)
-class Round:
+class Round(Checked):
     """Round every encoded weight so that its layer's output changes least, and let biases take back the mean shift.
 
     It stands behind Quantize or StoreWeights; a CorrectBias behind it finds nothing left to do.
