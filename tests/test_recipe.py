@@ -179,7 +179,7 @@ def test_storing_weights_needs_no_images():
 
 def test_calibration_needs_a_task():
     nodes = [N("Conv", ["x", "w"], ["y"])]
-    with pytest.raises(InputError, match="needs the task of the model; give it with --task"):
+    with pytest.raises(InputError, match=r"needs the task of the model; rw\.settle\(model, dataset\) finds it"):
         Quantize("ort")(load(build(nodes, {"w": rand(4, 3, 3, 3)})), pictures())
 
 

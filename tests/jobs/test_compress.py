@@ -17,6 +17,7 @@ import pytest
 import yaml
 from small import SIDE, place, steady
 
+import roadworthy as rw
 from command import roadworthy, tree
 from onnx_graphs import ort
 from roadworthy.check import accuracy
@@ -203,6 +204,18 @@ def test_sqnr_is_the_one_that_onnx_runtime_shows(here: Path):
         signal, noise = signal + (a**2).sum(), noise + ((a - b) ** 2).sum()
     # Another thread count or order of float additions may move a rounding step: 0.5 dB.
     assert outcome.report["budgets"][0]["measured"] == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
+
+
+def test_step_by_step_from_python(here: Path):
+    data, model = rw.read("images"), rw.load("model.onnx")
+    recipe = rw.Recipe((rw.Fold(), rw.Quantize("ort"), rw.Round()), images=4)
+    with pytest.raises(InputError, match=r"rw\.settle\(model, dataset\) finds it \(on the command line --task"):
+        recipe.apply(model, data.calibration)
+    settled = rw.settle(model, data, "task.yaml")
+    assert model.task is None and settled.task is not None and settled.task.decode.kind == "classify"
+    Path("small.onnx").write_bytes(rw.to_qdq(recipe.apply(settled, data.calibration)))
+    again = rw.load("small.onnx").task
+    assert again is not None and again.to_json() == settled.task.to_json()
 
 
 def test_a_mean_that_the_task_file_does_not_tell_is_not_made_up(here: Path):

@@ -80,6 +80,29 @@ def test_the_golden_vectors_are_right_and_replay_to_the_byte(here: Path):
         assert Path("again", name).read_bytes() == Path("out", name).read_bytes()
 
 
+def test_the_checker_tells_in_one_sentence_what_it_cannot_use(tmp_path: Path):
+    def ran(*args: object) -> tuple[int, str, str]:
+        done = subprocess.run([sys.executable, CHECK, *map(str, args)], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    good, bad, text, other = (tmp_path / n for n in ("good.npz", "bad.npz", "bad.json", "other.json"))
+    np.savez(good, a=np.zeros(1))
+    bad.write_bytes(b"nothing")
+    text.write_text("{")
+    other.write_text('{"operations": [{"kind": "max", "name": "m", "output": "y", "inputs": ["x"]}], "values": {}}')
+    assert ran("--help")[0] == 0 and "golden.npz golden.json" in ran("--help")[1]
+    for args, told in (
+        ((good,), "usage: "),
+        ((good, tmp_path / "none.json"), "none.json cannot be read: No such file"),
+        ((good, text), "bad.json is not JSON"),
+        ((tmp_path / "none.npz", other), "none.npz cannot be read: No such file"),
+        ((bad, other), "bad.npz is not a file of NumPy arrays"),
+        ((good, other), "do not belong together"),
+    ):
+        code, out, err = ran(*args)
+        assert code == 2 and not out and told in err and len(err.splitlines()) == 1, err
+
+
 @pytest.mark.usefixtures("no_stopwatch")
 def test_a_broken_budget_is_told_and_exits_with_3(here: Path):
     rng = np.random.default_rng(0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from roadworthy.data.samples import Samples
-from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.quantize.equalize import equalize
 from roadworthy.quantize.rescale import Measure
 from roadworthy.steps.calibration import Calibration
-from roadworthy.steps.settings import Checked, between
+from roadworthy.steps.settings import Checked, between, task_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,5 @@ def measure_of(model: Model, samples: Samples) -> Measure | None:
     """What measures values of a model on these images; None where there are no images."""
     if not len(samples):
         return None
-    if model.task is None:
-        raise InputError("measuring channels needs the task of the model; give it with --task")
+    task_of(model, "measuring channels")
     return lambda axes: Calibration.channels_of(model, samples, axes)

@@ -10,7 +10,7 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.quantize.learned import round_weights
 from roadworthy.quantize.rounding import METHODS
-from roadworthy.steps.settings import Checked, between, choice
+from roadworthy.steps.settings import Checked, between, choice, task_of
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,11 @@ class Round(Checked):
     refit: bool = True
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        if model.task is None:
-            raise InputError("learning how to round needs the task of the model; give it with --task")
+        preprocess = task_of(model, "learning how to round").preprocess
         if "quantize" not in model.history and not any(str(u.weight.name) in model.encodings for u in units(model.ir)):
             raise InputError(
                 "no weight of the model is rounded yet; put Round behind Quantize or StoreWeights in the recipe"
             )
-        preprocess = model.task.preprocess
         chosen = samples.take(min(self.images, len(samples)), 0) if len(samples) else samples
         return round_weights(
             model, lambda: prefetch(chosen, lambda s: preprocess(s.image())[0]), self.method, self.refit

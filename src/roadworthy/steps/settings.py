@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from roadworthy.errors import InputError
 from roadworthy.model.model import Model
+from roadworthy.model.task import Task
 from roadworthy.model.units import units
 
 WEIGHT_OBSERVERS = ("minmax", "mse", "l3")
@@ -36,6 +37,16 @@ def one_of(default: int, allowed: Iterable[int]) -> Any:
 def between(default: Any, least: float, most: float) -> Any:
     """A field that holds numbers (or numbers for layers) from least to most."""
     return field(default=default, metadata={"least": least, "most": most})
+
+
+def task_of(model: Model, what: str) -> Task:
+    """The task of a model.   what: that needs it, for whoever has not settled it yet (InputError)."""
+    if model.task is None:
+        raise InputError(
+            f"{what} needs the task of the model; rw.settle(model, dataset) finds it (on the command line --task gives"
+            " it)"
+        )
+    return model.task
 
 
 def known_layers(model: Model, names: Sequence[str]) -> None:
