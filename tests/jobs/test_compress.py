@@ -132,6 +132,16 @@ def test_a_recipe_for_another_model_is_told(here: Path):
     assert any("another model sha256" in w for w in small("again", recipe="r.yaml").report["warnings"])
 
 
+@pytest.mark.parametrize("setting", ["bits: {nolayer: 4}", "exact_activations: [nolayer]", "keep_float: [nolayer]"])
+def test_a_layer_that_a_recipe_makes_up_is_refused_before_anything_is_measured(
+    here: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+):
+    monkeypatch.setattr(job, "predict", None)
+    Path("r.yaml").write_text(f"version: 1\nsteps: [{{quantize: {{target: ort, {setting}}}}}]\n")
+    with pytest.raises(InputError, match=r"the recipe r\.yaml names the layer 'nolayer'"):
+        small(recipe="r.yaml")
+
+
 # Exit codes
 
 

@@ -403,13 +403,13 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
     made_for = made_with.get("target")
     known = {u.name for u in units(Fold()(model, Samples(())).ir)}
     for step in recipe.steps:
-        for field in ("keep_float", "wide", "float_weights"):
-            for name in getattr(step, field, ()):
-                if name not in known:
-                    raise InputError(
-                        f"the recipe {settings.recipe} names the layer {name!r}, which {model.source} does not have;"
-                        " replay it on the model it was made for"
-                    )
+        names = [n for f in ("keep_float", "wide", "float_weights", "exact_activations") for n in getattr(step, f, ())]
+        for name in (*names, *(n for n, _ in getattr(step, "bits", ()))):
+            if name not in known:
+                raise InputError(
+                    f"the recipe {settings.recipe} names the layer {name!r}, which {model.source} does not have;"
+                    " replay it on the model it was made for"
+                )
     step = next((s for s in recipe.steps if isinstance(s, Quantize)), None)
     if step is not None:
         if settings.target not in ("auto", step.target):
