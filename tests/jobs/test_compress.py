@@ -149,7 +149,7 @@ def test_the_command_says_what_it_wrote(here: Path, capfd: pytest.CaptureFixture
     args = ["compress", "model.onnx", "--data", "images", "--task", "task.yaml", "--target", "ort", "--threads", 1]
     ran = roadworthy(capfd, *args, "--effort", "quick", "--max-drop", 100, "--out", "deep/er/out")
     assert ran.code == 0, ran.err
-    assert "2.00x the speed of the original on ort" in ran.out
+    assert "2.00x the speed of the original on ort" in ran.out and "quiet" not in ran.out
     assert "budget accuracy drop: " in ran.out and ": holds" in ran.out and "broken" not in ran.out
     assert sorted(p.name for p in Path("deep/er/out").iterdir()) == sorted(FILES)
     assert json.loads(Path("deep/er/out/report.json").read_text())["command"].startswith(
@@ -322,6 +322,7 @@ def test_a_restless_machine_is_asked_three_times_and_the_middle_counts(here: Pat
     (chosen,) = [c for c in report["candidates"] if c["chosen"]]
     assert not chosen["why"].startswith("rejected")
     assert "rejected" not in report["summary"][0]
+    assert report["summary"][-1].endswith(". The machine was never quiet: these are no figures to quote.")
 
 
 # Replacing an output

@@ -124,6 +124,7 @@ def gather(
             size_ratio,
             budgets,
             operating,
+            speed.quiet,
         ),
         warnings=list(dict.fromkeys(warnings)),
         original={
@@ -271,6 +272,7 @@ def _summary(
     size_ratio: float,
     budgets: list[dict[str, Any]],
     operating: dict[str, Any] | None,
+    quiet: bool,
 ) -> list[str]:
     assert best.judgement is not None
     broken = [b["name"] for b in budgets if b["verdict"] == "broken"]
@@ -304,7 +306,8 @@ def _summary(
         return lines
     speeds = [f"{ratio:.2f}x the speed of the original on {best.target}"]
     speeds += [f"{times:.2f}x on {target}" for target, times in elsewhere.items()]
-    lines.append(f"{', '.join(speeds)}.")
+    restless = "" if quiet else " The machine was never quiet: these are no figures to quote."
+    lines.append(f"{', '.join(speeds)}.{restless}")
     return lines
 
 
