@@ -97,6 +97,7 @@ def test_budgets_and_a_refitted_threshold_from_the_job_to_its_files(tmp_path: Pa
     assert task is not None and task.decode.score_threshold == after["threshold"] == 0.0625
     found = rw.Detector(out / report["result"]["path"], threads=1).detect(scenes(1, 1001, "test")[0].image())
     assert len(found) and 0.0625 <= found.scores.min() < own.decode.score_threshold
+    assert report["task"]["decode"]["score_threshold"] == 0.0625  # of what is shipped
     operating = report["operating"]
     assert (operating["original"], operating["compressed"]) == (own.decode.score_threshold, 0.0625)
     assert (operating["why"], operating["images"]) == ("planted", 6)

@@ -518,7 +518,7 @@ def _report(
     command: str | None,
     images: Chosen,
 ) -> dict[str, Any]:
-    task = model.task
+    task = best.model.task or model.task  # what is shipped, with its refitted threshold
     assert task is not None
     made_with = _made_with(model, dataset, best.target)
     warnings = list(evidence.warnings)

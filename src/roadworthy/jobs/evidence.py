@@ -109,7 +109,8 @@ def gather(
     looks = sum(1 for s in searches for t in s.trials if t.judgement is not None)
     if looks > 1 and any("in float" in t.variant or "bits" in t.variant for s in searches for t in s.trials):
         warnings.append(
-            f"{looks} candidates were judged on the test images; the drop of the chosen one is a little flattered by that"
+            f"{looks} candidates were judged on the test images; the drop of the chosen one is a little flattered by"
+            " that"
         )
     size_ratio = model.size / len(best.deployed)
     return Evidence(
