@@ -4,8 +4,9 @@
 
 Needs NumPy and nothing else. Exit code 0: all equal; 1: something differs; 2: the files cannot be used.
 
-Every operation takes the codes of its inputs out of the file, computes as a device would (u8 codes, s8 weights, sums in
-32 bits, one 32 x 32 bit product and a shift behind them), and compares accumulators and codes with ==. Copy from here into the test of a kernel. docs/golden.md says what the fields are.
+Every operation takes the codes of its inputs out of the file, computes as a device would (u8 codes, s8 weights, sums
+in 32 bits, one 32 x 32 bit product and a shift behind them), and compares accumulators and codes with ==. Copy from
+here into the test of a kernel. docs/golden.md says what the fields are.
 """
 
 from __future__ import annotations
