@@ -17,6 +17,7 @@ from roadworthy.model.model import Model, load
 from roadworthy.model.qdq import to_qdq
 from roadworthy.model.task import Task
 from roadworthy.recipe import STEPS, Calibration, CorrectBias, Fold, Quantize, Recipe, StoreWeights, read_recipe
+from roadworthy.steps.settings import Checked
 
 RECIPE = Recipe((Fold(), Quantize("openvino", "kl", keep_float=("a", "b")), CorrectBias()), images=9, seed=4)
 
@@ -97,6 +98,34 @@ def test_a_bad_recipe_is_refused_by_name(text: str, tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
+IMPOSSIBLE = [
+    (Quantize, {"weight_bits": 9}, r"`Quantize.weight_bits` is 9; give numbers from 2 to 8"),
+    (Quantize, {"weight_bits": "4"}, r"`Quantize.weight_bits` must be a whole number"),
+    (Quantize, {"grid": "logarithmic"}, r"`Quantize.grid` is 'logarithmic'; known are linear"),
+    (Quantize, {"keep_float": "stem"}, r"`Quantize.keep_float` must be a tuple of layer names"),
+    (Quantize, {"bits": {"stem": 4}}, r"`Quantize.bits` must be a tuple of names with whole numbers"),
+    (Quantize, {"bits": (("stem", 1),)}, r"`Quantize.bits` is 1; give numbers from 2 to 8"),
+    (StoreWeights, {"weight_observer": "kl"}, r"`StoreWeights.weight_observer` is 'kl'; known are"),
+    (STEPS["round"], {"method": "up"}, r"`Round.method` is 'up'; known are"),
+    (STEPS["round"], {"images": 0}, r"`Round.images` is 0; give numbers from 1"),
+    (STEPS["round"], {"refit": 1}, r"`Round.refit` must be True or False"),
+    (STEPS["smooth"], {"alpha": float("nan")}, r"`Smooth.alpha` is nan; give numbers from 0 to 1"),
+    (STEPS["equalize"], {"tolerance": 2}, r"`Equalize.tolerance` is 2; give numbers from 0 to 1"),
+    (STEPS["set_threshold"], {"value": -0.1}, r"`SetThreshold.value` is -0.1; give numbers from 0 to 1"),
+    (CorrectBias, {"method": "both"}, r"`CorrectBias.method` is 'both'; known are"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "told"), IMPOSSIBLE)
+def test_a_step_cannot_be_made_with_a_setting_that_means_nothing(kind, settings, told: str):
+    with pytest.raises(InputError, match=told):
+        kind(**settings)
+
+
+def test_every_step_is_checked_when_it_is_made():
+    assert all(issubclass(kind, Checked) for kind in STEPS.values())
+
+
 def test_a_recipe_that_cannot_be_opened(tmp_path: Path):
     with pytest.raises(InputError, match="cannot be read"):
         read_recipe(tmp_path / "none.yaml")
@@ -150,7 +179,7 @@ def test_storing_weights_needs_no_images():
 
 def test_calibration_needs_a_task():
     nodes = [N("Conv", ["x", "w"], ["y"])]
-    with pytest.raises(InputError, match="needs the task of the model; give it with --task"):
+    with pytest.raises(InputError, match=r"needs the task of the model; rw\.settle\(model, dataset\) finds it"):
         Quantize("ort")(load(build(nodes, {"w": rand(4, 3, 3, 3)})), pictures())
 
 

@@ -2,15 +2,18 @@
 
     python check_golden.py golden.npz golden.json
 
-Needs NumPy and nothing else. Every operation takes the codes of its inputs out of the file, computes as a device would
-(u8 codes, s8 weights, sums in 32 bits, one 32 x 32 bit product and a shift behind them), and compares accumulators and
-codes with ==. Copy from here into the test of a kernel. docs/golden.md says what the fields are.
+Needs NumPy and nothing else. Exit code 0: all equal; 1: something differs; 2: the files cannot be used.
+
+Every operation takes the codes of its inputs out of the file, computes as a device would (u8 codes, s8 weights, sums
+in 32 bits, one 32 x 32 bit product and a shift behind them), and compares accumulators and codes with ==. Copy from
+here into the test of a kernel. docs/golden.md says what the fields are.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +172,45 @@ def differ(made: Array, wanted: Array) -> str:
     return f"{wrong.size} of {made.size} codes differ, the first {a} instead of {b}"
 
 
-def main(npz: str, text: str) -> int:
-    description = json.loads(Path(text).read_text())
-    checker, failed = Checker(np.load(npz), description), 0
+def opened(npz: str, text: str) -> tuple[Any, Row]:
+    """The arrays and their description; ValueError, in one sentence, for files that are not golden vectors."""
+    try:
+        description = json.loads(Path(text).read_text())
+    except OSError as error:
+        raise ValueError(f"{text} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{text} is not JSON: {error}") from error
+    if not isinstance(description, dict) or not {"operations", "values"} <= set(description):
+        raise ValueError(f"{text} does not describe golden vectors; it has no `operations` and `values`")
+    try:
+        arrays = np.load(npz)
+    except OSError as error:
+        raise ValueError(f"{npz} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{npz} is not a file of NumPy arrays") from error
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise ValueError(f"{npz} is not a file of several NumPy arrays (.npz)")
+    return arrays, description
+
+
+def main(args: list[str]) -> int:
+    if {"-h", "--help"} & set(args):
+        print((__doc__ or "").strip())
+        return 0
+    if len(args) != 2:
+        print("usage: python check_golden.py golden.npz golden.json", file=sys.stderr)
+        return 2
+    try:
+        return check(*opened(*args))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+    except KeyError as error:
+        print(f"{args[0]} and {args[1]} do not belong together: {error} is missing", file=sys.stderr)
+    return 2
+
+
+def check(arrays: Any, description: Row) -> int:
+    checker, failed = Checker(arrays, description), 0
     for row in description["operations"]:
         fault = checker.check(row)
         failed += bool(fault)
@@ -182,4 +221,4 @@ def main(npz: str, text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,7 @@ _HOME = {
     "Equalize": "recipe", "Smooth": "recipe", "Round": "recipe", "SetThreshold": "recipe",
     "to_qdq": "model.qdq", "from_qdq": "model.qdq", "TARGETS": "run.targets", "lower": "run.native.lower",
     "Detector": "run.native.detector",
-    "align": "check.align", "bench": "check.bench", "inspect": "check.inspect",
+    "settle": "check.contract", "align": "check.align", "bench": "check.bench", "inspect": "check.inspect",
     "RoadworthyError": "errors", "InputError": "errors", "UnsupportedError": "errors", "MissingExtraError": "errors",
 }  # fmt: skip
 

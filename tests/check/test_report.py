@@ -315,6 +315,21 @@ def test_tables_start_with_the_worst_and_can_be_sorted(tmp_path: Path) -> None:
     assert buttons == heads > 20
 
 
+def test_agreement_and_distances_are_told_in_words_with_units(tmp_path: Path) -> None:
+    report = full_report()
+    report["accuracy"]["agreement"] = {"found_again": 97.5, "mean_iou": 0.95123, "detections": 1200, "else": 3}
+    report["pareto"] = [{"name": "4 bits", "bytes": 9, "predicted": 0.25, "measured": 0.5}]
+    text = page(report, [], tmp_path)[1]
+    for term, value in (
+        ("detections of the original found again (same class, IoU at least 0.5)", "97.50\u00a0%"),
+        ("mean IoU of those found again", "0.951"),
+        ("detections of the original", "1\u202f200"),
+        ("else", "3"),
+    ):
+        assert f"<dt>{term}</dt><dd>{value}</dd>" in text
+    assert "predicted distance" in text and "measured distance" in text and "about 1 unrelated" in text
+
+
 @pytest.mark.parametrize("count", [8, 24])
 def test_noisy_pictures_stay_within_three_megabytes(count: int, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from small import SIDE, place
 
 from command import roadworthy
 from onnx_graphs import N, build
+from roadworthy.check.budgets import Budget, Verdict
+from roadworthy.check.judge import Judgement
 from roadworthy.check.operating import Refit
 from roadworthy.console import accuracy_table
 from roadworthy.data.dataset import Dataset
@@ -30,7 +33,9 @@ from roadworthy.jobs.assess import _drops
 from roadworthy.jobs.compress import Outcome, Settings, compress
 from roadworthy.jobs.evidence import _recall_sentence
 from roadworthy.jobs.sample import detector, scenes
+from roadworthy.jobs.search import Search
 from roadworthy.jobs.threshold import fit_images
+from roadworthy.jobs.trial import Ui
 from roadworthy.model.model import load
 from roadworthy.recipe import SetThreshold
 from roadworthy.run.targets import TARGETS
@@ -92,6 +97,7 @@ def test_budgets_and_a_refitted_threshold_from_the_job_to_its_files(tmp_path: Pa
     assert task is not None and task.decode.score_threshold == after["threshold"] == 0.0625
     found = rw.Detector(out / report["result"]["path"], threads=1).detect(scenes(1, 1001, "test")[0].image())
     assert len(found) and 0.0625 <= found.scores.min() < own.decode.score_threshold
+    assert report["task"]["decode"]["score_threshold"] == 0.0625  # of what is shipped
     operating = report["operating"]
     assert (operating["original"], operating["compressed"]) == (own.decode.score_threshold, 0.0625)
     assert (operating["why"], operating["images"]) == ("planted", 6)
@@ -104,6 +110,26 @@ def test_budgets_and_a_refitted_threshold_from_the_job_to_its_files(tmp_path: Pa
         assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes()
     assert again.report["operating"]["recall"] == operating["recall"]
     assert again.report["operating"]["why"] == "as the recipe says"
+
+
+def test_budgets_that_a_candidate_breaks_are_named_while_it_is_judged():
+    verdicts = tuple(Verdict(b, d) for b, d in ((Budget("whole", 0.5), 0.1), (Budget("recall", 1.0), 3.0),
+                                                (Budget("size", 1.0, "large", "large"), None)))  # fmt: skip
+    model, noted, ui = load(detector()), [], Ui()
+    ui.note = noted.append  # type: ignore[method-assign, assignment]
+
+    def told(holds: bool, *some: Verdict) -> str:
+        judge: Any = type(
+            "Fixed", (), {"samples": (), "__call__": lambda *_: Judgement("mAP", 30.0, 0.1, holds, some)}
+        )()
+        trial: Any = SimpleNamespace(name="int8", deployed=b"", seconds=0.0)
+        remember: Any = lambda *_: None  # noqa: E731
+        assert model.task is not None
+        Search(model, model.task, Samples(()), judge, "ort", "quick", 0, 1, ui, remember).evaluate(trial)
+        return str(noted[-1])
+
+    assert told(False, *verdicts) == "int8 on ort: mAP 30.00, drop +0.10; breaks: drop of recall"
+    assert told(True, verdicts[0]) == "int8 on ort: mAP 30.00, drop +0.10"
 
 
 def test_recall_that_falls_by_more_than_a_point_is_said():

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from small import SIDE, place, steady
 
+import roadworthy as rw
 from command import roadworthy, tree
 from onnx_graphs import ort
 from roadworthy.check import accuracy
@@ -131,6 +132,16 @@ def test_a_recipe_for_another_model_is_told(here: Path):
     assert any("another model sha256" in w for w in small("again", recipe="r.yaml").report["warnings"])
 
 
+@pytest.mark.parametrize("setting", ["bits: {nolayer: 4}", "exact_activations: [nolayer]", "keep_float: [nolayer]"])
+def test_a_layer_that_a_recipe_makes_up_is_refused_before_anything_is_measured(
+    here: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+):
+    monkeypatch.setattr(job, "predict", None)
+    Path("r.yaml").write_text(f"version: 1\nsteps: [{{quantize: {{target: ort, {setting}}}}}]\n")
+    with pytest.raises(InputError, match=r"the recipe r\.yaml names the layer 'nolayer'"):
+        small(recipe="r.yaml")
+
+
 # Exit codes
 
 
@@ -138,7 +149,7 @@ def test_the_command_says_what_it_wrote(here: Path, capfd: pytest.CaptureFixture
     args = ["compress", "model.onnx", "--data", "images", "--task", "task.yaml", "--target", "ort", "--threads", 1]
     ran = roadworthy(capfd, *args, "--effort", "quick", "--max-drop", 100, "--out", "deep/er/out")
     assert ran.code == 0, ran.err
-    assert "2.00x the speed of the original on ort" in ran.out
+    assert "2.00x the speed of the original on ort" in ran.out and "quiet" not in ran.out
     assert "budget accuracy drop: " in ran.out and ": holds" in ran.out and "broken" not in ran.out
     assert sorted(p.name for p in Path("deep/er/out").iterdir()) == sorted(FILES)
     assert json.loads(Path("deep/er/out/report.json").read_text())["command"].startswith(
@@ -203,6 +214,18 @@ def test_sqnr_is_the_one_that_onnx_runtime_shows(here: Path):
         signal, noise = signal + (a**2).sum(), noise + ((a - b) ** 2).sum()
     # Another thread count or order of float additions may move a rounding step: 0.5 dB.
     assert outcome.report["budgets"][0]["measured"] == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
+
+
+def test_step_by_step_from_python(here: Path):
+    data, model = rw.read("images"), rw.load("model.onnx")
+    recipe = rw.Recipe((rw.Fold(), rw.Quantize("ort"), rw.Round()), images=4)
+    with pytest.raises(InputError, match=r"rw\.settle\(model, dataset\) finds it \(on the command line --task"):
+        recipe.apply(model, data.calibration)
+    settled = rw.settle(model, data, "task.yaml")
+    assert model.task is None and settled.task is not None and settled.task.decode.kind == "classify"
+    Path("small.onnx").write_bytes(rw.to_qdq(recipe.apply(settled, data.calibration)))
+    again = rw.load("small.onnx").task
+    assert again is not None and again.to_json() == settled.task.to_json()
 
 
 def test_a_mean_that_the_task_file_does_not_tell_is_not_made_up(here: Path):
@@ -299,6 +322,7 @@ def test_a_restless_machine_is_asked_three_times_and_the_middle_counts(here: Pat
     (chosen,) = [c for c in report["candidates"] if c["chosen"]]
     assert not chosen["why"].startswith("rejected")
     assert "rejected" not in report["summary"][0]
+    assert report["summary"][-1].endswith(". The machine was never quiet: these are no figures to quote.")
 
 
 # Replacing an output

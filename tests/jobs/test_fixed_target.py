@@ -16,7 +16,7 @@ from small import SIDE, classifier, place
 from command import roadworthy
 from onnx_graphs import N, build
 from roadworthy.check.report_schema import validate
-from roadworthy.errors import UnsupportedError
+from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.jobs import compress as job
 from roadworthy.jobs import search
 from roadworthy.jobs.compress import FILES, GOLDEN_FILES, Outcome, Settings, compress
@@ -80,6 +80,29 @@ def test_the_golden_vectors_are_right_and_replay_to_the_byte(here: Path):
         assert Path("again", name).read_bytes() == Path("out", name).read_bytes()
 
 
+def test_the_checker_tells_in_one_sentence_what_it_cannot_use(tmp_path: Path):
+    def ran(*args: object) -> tuple[int, str, str]:
+        done = subprocess.run([sys.executable, CHECK, *map(str, args)], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    good, bad, text, other = (tmp_path / n for n in ("good.npz", "bad.npz", "bad.json", "other.json"))
+    np.savez(good, a=np.zeros(1))
+    bad.write_bytes(b"nothing")
+    text.write_text("{")
+    other.write_text('{"operations": [{"kind": "max", "name": "m", "output": "y", "inputs": ["x"]}], "values": {}}')
+    assert ran("--help")[0] == 0 and "golden.npz golden.json" in ran("--help")[1]
+    for args, told in (
+        ((good,), "usage: "),
+        ((good, tmp_path / "none.json"), "none.json cannot be read: No such file"),
+        ((good, text), "bad.json is not JSON"),
+        ((tmp_path / "none.npz", other), "none.npz cannot be read: No such file"),
+        ((bad, other), "bad.npz is not a file of NumPy arrays"),
+        ((good, other), "do not belong together"),
+    ):
+        code, out, err = ran(*args)
+        assert code == 2 and not out and told in err and len(err.splitlines()) == 1, err
+
+
 @pytest.mark.usefixtures("no_stopwatch")
 def test_a_broken_budget_is_told_and_exits_with_3(here: Path):
     rng = np.random.default_rng(0)
@@ -94,6 +117,16 @@ def test_a_broken_budget_is_told_and_exits_with_3(here: Path):
     assert outcome.exit_code == (3 if drop > 0 else 0)
     chosen = next(c for c in outcome.report["candidates"] if c["chosen"])
     assert chosen["why"].startswith("chosen: ") and ("does not hold" in chosen["why"]) == (drop > 0)
+
+
+@pytest.mark.usefixtures("no_stopwatch")
+def test_a_limit_on_its_latency_is_refused_at_once(here: Path):
+    with pytest.raises(InputError, match=r"simulated here.*leave --max-latency out"):
+        Settings(target="fixed", max_latency=1.0).check()
+    Settings(target="ort", max_latency=1.0).check()
+    Path("fixed.yaml").write_text("version: 1\nsteps: [{quantize: {target: fixed}}]\n")
+    with pytest.raises(InputError, match=r"simulated here.*leave --max-latency out"):
+        small(target="auto", recipe="fixed.yaml", max_latency=1.0)
 
 
 def test_auto_never_takes_it_and_another_target_leaves_no_vectors(here: Path, speeds):

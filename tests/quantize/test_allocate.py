@@ -105,6 +105,22 @@ def test_a_budget_that_cannot_be_met_says_what_can():
     assert allocate(layers, Budget(bytes=low, fixed_bytes=40)).bytes == low
 
 
+@pytest.mark.parametrize(
+    ("lowest_us", "asked_us", "told"),
+    [
+        (1234.2, 500.0, r"budget of 0\.5 ms .* is 1\.24 ms"),
+        (45.0, 44.0, r"0\.044 ms .* 0\.045 ms"),
+        (120_700.0, 9e4, "90 ms .* 121 ms"),
+    ],
+)
+def test_times_are_told_in_milliseconds_that_suffice(lowest_us: float, asked_us: float, told: str):
+    layers = {"a": [Choice(8, 0.0, 1, lowest_us)]}
+    with pytest.raises(InputError, match=told) as caught:
+        allocate(layers, Budget(latency_us=asked_us))
+    enough = float(re.findall(r"([\d.,]+) ms", str(caught.value))[-1])
+    assert allocate(layers, Budget(latency_us=enough * 1e3)).settings == {"a": 8}
+
+
 def test_budgets_that_exclude_each_other_are_told_apart_from_such_that_are_too_small():
     layers = {"a": [Choice("small", 0.0, 1, 9.0), Choice("fast", 0.0, 9, 1.0)]}
     with pytest.raises(InputError, match="together"):

@@ -281,6 +281,10 @@ def test_what_the_step_refuses():
         Round()(stored, Samples([]))
     with pytest.raises(InputError, match="needs the task"):
         Round()(load(model.float_bytes()), images)
+    with pytest.raises(InputError, match="put Round behind Quantize or StoreWeights"):
+        Recipe((Fold(), Round(), Quantize("ort")), images=4).apply(model, images)
+    left = StoreWeights(float_weights=tuple(u.name for u in units(model.ir)))(model, images)
+    assert to_qdq(Round()(left, images)) == to_qdq(left)  # a recipe may leave every layer as it is
     broken = load(build([N("Log", ["x"], ["l"]), N("Conv", ["l", "w"], ["y"], name="last")],
                         {"w": rand(8, 6, 3, 3)}, (1, 6, 8, 8)))  # fmt: skip
     broken = broken.with_encodings({"w": weight_encoding(rand(8, 6, 3, 3), QuantSpec(4, True, 0, True))}, "")

@@ -23,12 +23,24 @@ from roadworthy.model.model import Model
 from roadworthy.model.recognize import IMAGENET_MEAN, IMAGENET_STD, decode_for, preprocessings, recognize
 from roadworthy.model.task import Task, task_from_yaml
 from roadworthy.run.runner import Runner
+from roadworthy.run.targets import TARGETS
 
 KINDS = (*DECODERS, "classify", "raw")
 FIRST_LOOK, SECOND_LOOK = 48, 128
 MARGIN = 2.0
 """Points of confidence by which another setting must be better to be worth a word."""
 MOST_SUSPECTS = 4
+
+
+def settle(model: Model, dataset: Dataset | None, task: str | None = None, seed: int = 0) -> Model:
+    """A model with its task, found as `compress` finds it: from the metadata, the graph, and the images.
+
+    dataset: images to measure on what the graph leaves open; None where there are none.   task: a kind (one of KINDS),
+    the path of a YAML file, or None to find out.   seed: of the draw of images.
+    Raises InputError when the task is not certain, saying what to give.
+    """
+    found, _ = settle_task(model, dataset, task, lambda: TARGETS["ort"].runner(model.float_bytes()), seed)
+    return model.with_task(found)
 
 
 def settle_task(

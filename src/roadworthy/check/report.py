@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from ..errors import InputError
 from . import plots
 from .pictures import Picture
-from .report_page import count_text, fixed, page, pairs, size_text
+from .report_page import agreement_rows, count_text, fixed, page, pairs, size_text
 from .report_schema import parse, validate
 
 __all__ = ["validate", "write_html", "write_json"]
@@ -39,7 +39,9 @@ def write_html(report: Mapping[str, Any], pictures: Sequence[Picture], path: str
     Raises ValueError for a malformed report, InputError where the file cannot be written.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(fixed=fixed, size=size_text, count=count_text, pairs=pairs, number=plots.number)
+    environment.filters.update(
+        fixed=fixed, size=size_text, count=count_text, pairs=pairs, number=plots.number, agreement_rows=agreement_rows
+    )
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text("utf-8"))
     _write(Path(path), template.render(page(parse(validate(report)), pictures)))
 

@@ -101,6 +101,28 @@ def pairs(value: Mapping[str, Any] | None, prefix: str = "") -> list[tuple[str, 
     return out
 
 
+AGREEMENT = {
+    "found_again": "detections of the original found again (same class, IoU at least 0.5)",
+    "also_in_original": "detections of the compressed model that the original has",
+    "mean_iou": "mean IoU of those found again",
+    "detections": "detections of the original",
+    "same_top1": "images with the same best class",
+}
+
+
+def agreement_rows(agreement: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How far the two models say the same, in words and with units."""
+    units = {key: "\u00a0%" for key in ("found_again", "also_in_original", "same_top1")}
+    rows = []
+    for key, item in agreement.items():
+        places = 0 if key == "detections" else 2 if key in units else 3
+        if key in AGREEMENT and item is not None:
+            rows.append((AGREEMENT[key], f"{fixed(item, places)}{units.get(key, '')}"))
+        else:
+            rows += pairs({key: item})
+    return rows
+
+
 def _span(interval: Sequence[float | None] | None, places: int = 2) -> str | None:
     pair = ends(interval)
     return f"{fixed(pair[0], places)} to {fixed(pair[1], places)}" if pair else None
@@ -164,7 +186,12 @@ CANDIDATES = (
         kind="text",
         tone=lambda r: "tag-chosen" if r.chosen else "tag-off",
     ),
-    Column("distance", lambda r: r.distance, _fix(4), hint="from the original's outputs, on held-out images"),
+    Column(
+        "distance",
+        lambda r: r.distance,
+        _fix(4),
+        hint="from the original's outputs, on held-out images: 0 equal, about 1 unrelated",
+    ),
     Column("drop", lambda r: r.drop, _fix(2), hint="points; positive is lost"),
     Column("speed ratio", lambda r: r.ratio, lambda v: f"{fixed(v)}×", hint="above 1 is faster"),
     Column("file", lambda r: r.bytes, size_text),
@@ -181,8 +208,18 @@ PARETO = (
         tone=lambda r: "tag-chosen" if r.chosen else "",
     ),
     Column("file", lambda r: r.bytes, size_text),
-    Column("predicted", lambda r: r.predicted, plots.number, hint="task distance to the original, by the layers' own"),
-    Column("measured", lambda r: r.measured, plots.number, hint="task distance on images not calibrated with"),
+    Column(
+        "predicted distance",
+        lambda r: r.predicted,
+        plots.number,
+        hint="task distance to the original, by the layers' own: 0 equal, about 1 unrelated",
+    ),
+    Column(
+        "measured distance",
+        lambda r: r.measured,
+        plots.number,
+        hint="task distance to the original on images not calibrated with: 0 equal, about 1 unrelated",
+    ),
     Column("drop", lambda r: r.drop, _fix(2), hint="points on the test images; positive is lost"),
     Column("recipe", lambda r: r.recipe, kind="code"),
 )

@@ -48,7 +48,7 @@ from roadworthy.jobs.evidence import Evidence, gather
 from roadworthy.jobs.limits import BeyondLimits, Limits, limits_of
 from roadworthy.jobs.output import FILES, GOLDEN_FILES, RECIPES, check_output, stage_folder
 from roadworthy.jobs.search import Search
-from roadworthy.jobs.settings import BUDGETS, Settings, wanted_budgets
+from roadworthy.jobs.settings import BUDGETS, Settings, refuse_latency, wanted_budgets
 from roadworthy.jobs.stages import (
     Stages,
     pack_predictions,
@@ -403,13 +403,13 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
     made_for = made_with.get("target")
     known = {u.name for u in units(Fold()(model, Samples(())).ir)}
     for step in recipe.steps:
-        for field in ("keep_float", "wide", "float_weights"):
-            for name in getattr(step, field, ()):
-                if name not in known:
-                    raise InputError(
-                        f"the recipe {settings.recipe} names the layer {name!r}, which {model.source} does not have;"
-                        " replay it on the model it was made for"
-                    )
+        names = [n for f in ("keep_float", "wide", "float_weights", "exact_activations") for n in getattr(step, f, ())]
+        for name in (*names, *(n for n, _ in getattr(step, "bits", ()))):
+            if name not in known:
+                raise InputError(
+                    f"the recipe {settings.recipe} names the layer {name!r}, which {model.source} does not have;"
+                    " replay it on the model it was made for"
+                )
     step = next((s for s in recipe.steps if isinstance(s, Quantize)), None)
     if step is not None:
         if settings.target not in ("auto", step.target):
@@ -419,6 +419,7 @@ def _replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], sett
             )
         if not TARGETS[step.target].available():
             raise InputError(f"the recipe {settings.recipe} cannot be replayed: {TARGETS[step.target].missing}")
+        refuse_latency(step.target, settings.max_latency)
         return str(step.target)
     if settings.target != "auto":
         return settings.target
@@ -517,7 +518,7 @@ def _report(
     command: str | None,
     images: Chosen,
 ) -> dict[str, Any]:
-    task = model.task
+    task = best.model.task or model.task  # what is shipped, with its refitted threshold
     assert task is not None
     made_with = _made_with(model, dataset, best.target)
     warnings = list(evidence.warnings)

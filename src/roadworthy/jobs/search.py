@@ -199,9 +199,10 @@ class Search:
         trial.predictions = self.remember(self.target, trial.deployed, work)
         trial.judgement = self.judge(trial.predictions)
         trial.seconds += time.monotonic() - started
+        broken = ", ".join(v.budget.name for v in trial.judgement.broken)
         self.ui.note(
             f"{trial.name} on {self.target}: {trial.judgement.metric} {trial.judgement.value:.2f},"
-            f" drop {trial.judgement.drop:+.2f}"
+            f" drop {trial.judgement.drop:+.2f}{f'; breaks: {broken}' if broken else ''}"
         )
         return trial.judgement
 

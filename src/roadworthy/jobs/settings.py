@@ -70,6 +70,7 @@ class Settings:
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
         limits_of(self.max_size, self.max_latency)
+        refuse_latency(self.target, self.max_latency)
         check_choice(self.images, self.choose, self.recipe)
         if self.target != "auto" and not TARGETS[self.target].available():
             raise InputError(f"{TARGETS[self.target].missing}, or use --target ort")
@@ -84,6 +85,14 @@ class Settings:
         if self.target != "auto":
             return (self.target,)
         return tuple(name for name, target in TARGETS.items() if target.available() and not target.simulated)
+
+
+def refuse_latency(target: str, max_latency: float | None) -> None:
+    """Raises InputError for a limit on the latency of a target that is only simulated."""
+    if max_latency is not None and target in TARGETS and TARGETS[target].simulated:
+        raise InputError(
+            f"the target {target} is simulated here, so its speed says nothing about a device; leave --max-latency out"
+        )
 
 
 def wanted_budgets(

@@ -12,6 +12,7 @@ Layers that share a weight are one layer here: one choice, whose bytes count onc
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ import numpy as np
 
 from roadworthy.errors import InputError
 
-COSTS = {"bytes": "bytes", "latency_us": "microseconds", "bit_operations": "bit operations"}
-"""What a choice costs: the field of `Choice`, and how it is told."""
+COSTS = {"bytes": "bytes", "latency_us": "latency", "bit_operations": "bit operations"}
+"""What a choice costs: the field of `Choice`, and its name."""
 _SCALED = 1e3
 """The optimum in the units that HiGHS sees: its absolute tolerance of 1e-6 is then one of 1e-9 of the optimum."""
 
@@ -172,9 +173,20 @@ def _reachable(rows: Sequence[_Row], limits: Mapping[str, float], budget: Budget
             asked = getattr(budget, cost)
             reach = lowest + (asked - limit)
             raise InputError(
-                f"the budget of {asked:,.0f} {COSTS[cost]} cannot be met: the least that can be reached is"
-                f" {reach:,.0f} {COSTS[cost]}; give at least that"
+                f"the budget of {_told(cost, asked)} cannot be met: the least that can be reached is"
+                f" {_told(cost, reach, up=True)}; give at least that"
             )
+
+
+def _told(cost: str, amount: float, up: bool = False) -> str:
+    """An amount with its unit, times in milliseconds.   up: rounded up, so that giving what is told suffices."""
+    if cost != "latency_us":
+        return f"{amount:,.0f} {COSTS[cost]}"
+    ms = amount / 1e3
+    if up:
+        digit = 10.0 ** (math.floor(math.log10(ms)) - 2) if ms > 0 else 1.0  # three digits that count
+        ms = math.ceil(ms / digit - 1e-9) * digit
+    return f"{ms:.3g} ms" if ms < 100 else f"{ms:,.0f} ms"
 
 
 def _solve(rows: Sequence[_Row], limits: Mapping[str, float]) -> list[int] | None:

@@ -12,13 +12,13 @@ from roadworthy.model.model import Model
 from roadworthy.quantize.bias import correct_bias
 from roadworthy.quantize.bias_measured import IMAGES, correct_by_measurement
 from roadworthy.steps.calibration import Calibration
-from roadworthy.steps.settings import check_settings, choice
+from roadworthy.steps.settings import Checked, choice
 
 METHODS = ("analytic", "empirical")
 
 
 @dataclass(frozen=True)
-class CorrectBias:
+class CorrectBias(Checked):
     """Let biases make up for the mean shift that rounding caused.
 
     method: "analytic" takes back what rounding the weights does, worked out from the measured means of the inputs;
@@ -31,7 +31,6 @@ class CorrectBias:
     method: str = choice("analytic", METHODS)
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        check_settings(self)
         if model.task is None and not len(samples):
             return model
         corrected = correct_bias(model, Calibration.of(model, samples, ()))

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadworthy.data.samples import Samples, prefetch
-from roadworthy.errors import InputError
 from roadworthy.model.encoding import Encoding
 from roadworthy.model.model import Model
 from roadworthy.quantize.bias import channel_axes
@@ -31,6 +30,7 @@ from roadworthy.quantize.place import Placement, place
 from roadworthy.quantize.readers import Key
 from roadworthy.quantize.statistics import Statistics, pack, unpack
 from roadworthy.run.targets import TARGETS
+from roadworthy.steps.settings import task_of
 
 RANGE_IMAGES = 8
 """Images on which the layers behind a value are tried with its candidate ranges."""
@@ -130,10 +130,7 @@ class Calibration:
         progress: Progress | None,
     ) -> dict[str, Statistics]:
         """One pass over the images; from the shelf where it has it, and from where it was interrupted."""
-        task = model.task
-        if task is None:
-            raise InputError("calibration needs the task of the model; give it with --task")
-        preprocess, shelf = task.preprocess, cls._shelf
+        preprocess, shelf = task_of(model, "calibration").preprocess, cls._shelf
         name = cls._name(model, samples, [list(values), sorted(axes.items()), sorted(channels)])
         if shelf is not None and (kept := shelf.get(name)) is not None:
             return unpack(kept)
@@ -157,9 +154,7 @@ class Calibration:
     @classmethod
     def few(cls, model: Model, samples: Samples) -> Callable[[], Iterable[NDArray]]:
         """Input tensors of the first RANGE_IMAGES images, made when they are asked for."""
-        if model.task is None:
-            raise InputError("calibration needs the task of the model; give it with --task")
-        preprocess = model.task.preprocess
+        preprocess = task_of(model, "calibration").preprocess
         return lambda: (preprocess(s.image())[0] for s in samples.take(min(RANGE_IMAGES, len(samples)), 0))
 
     @classmethod
@@ -171,9 +166,8 @@ class Calibration:
     @classmethod
     def extremes(cls, model: Model, samples: Samples, progress: Progress | None = None) -> Extremes:
         """Least and largest number of every value that a target would quantize, both (images, values)."""
-        if model.task is None:
-            raise InputError("choosing images by coverage needs the task of the model; give it with --task")
-        preprocess, key, shelf = model.task.preprocess, cls._key(model, samples), cls._shelf
+        preprocess = task_of(model, "choosing images by coverage").preprocess
+        key, shelf = cls._key(model, samples), cls._shelf
         found = _recent(cls._extremes, key, None)
         if found is None:
             values = list(dict.fromkeys(v for p in _placements(model) for v in p.observed))

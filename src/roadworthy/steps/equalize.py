@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from roadworthy.data.samples import Samples
-from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.quantize.equalize import equalize
 from roadworthy.quantize.rescale import Measure
 from roadworthy.steps.calibration import Calibration
-from roadworthy.steps.settings import between, check_settings
+from roadworthy.steps.settings import Checked, between, task_of
 
 
 @dataclass(frozen=True)
-class Equalize:
+class Equalize(Checked):
     """Even out the ranges of channels between layers, without changing what the network computes.
 
     tolerance: how much of an 8-bit step a smooth activation (SiLU, HardSwish, GELU, Mish) may be off, 0 to 1; with 0
@@ -29,7 +28,6 @@ class Equalize:
     sums: bool = False
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        check_settings(self)
         return equalize(model, measure_of(model, samples), self.tolerance, self.absorb, self.sums)
 
 
@@ -37,6 +35,5 @@ def measure_of(model: Model, samples: Samples) -> Measure | None:
     """What measures values of a model on these images; None where there are no images."""
     if not len(samples):
         return None
-    if model.task is None:
-        raise InputError("measuring channels needs the task of the model; give it with --task")
+    task_of(model, "measuring channels")
     return lambda axes: Calibration.channels_of(model, samples, axes)

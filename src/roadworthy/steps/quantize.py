@@ -26,8 +26,8 @@ from roadworthy.steps.settings import (
     GRANULARITIES,
     SCALES,
     WEIGHT_OBSERVERS,
+    Checked,
     between,
-    check_settings,
     choice,
     known_layers,
     one_of,
@@ -35,7 +35,7 @@ from roadworthy.steps.settings import (
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Checked):
     """Put the layers that a target runs in int8 into int8; store the weights of the others as integers.
 
     target: a key of TARGETS.   observer, weight_observer: keys of OBSERVERS ("minmax", "mse" or "l3" for weights). On a
@@ -66,7 +66,6 @@ class Quantize:
     exact_activations: tuple[str, ...] = ()
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        check_settings(self)
         placement = self.placement(model, samples)
         made = self._encode(model, samples, placement)
         if not TARGETS[self.target].whole:

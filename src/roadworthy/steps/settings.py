@@ -1,5 +1,6 @@
 """Settings of steps: what a field may hold, in one place for the recipe's reader and for Python.
 
+Every step is `Checked`: it cannot be made with a setting that means nothing.
 A field is a word, a number, a flag, a list of layer names (`tuple[str, ...]`) or a number for each of some layers
 (`tuple[tuple[str, int], ...]`, in YAML a mapping). `choice` and `between` say which values are allowed.
 """
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, field, fields
+from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 from roadworthy.errors import InputError
 from roadworthy.model.model import Model
+from roadworthy.model.task import Task
 from roadworthy.model.units import units
 
 WEIGHT_OBSERVERS = ("minmax", "mse", "l3")
@@ -34,6 +37,16 @@ def one_of(default: int, allowed: Iterable[int]) -> Any:
 def between(default: Any, least: float, most: float) -> Any:
     """A field that holds numbers (or numbers for layers) from least to most."""
     return field(default=default, metadata={"least": least, "most": most})
+
+
+def task_of(model: Model, what: str) -> Task:
+    """The task of a model.   what: that needs it, for whoever has not settled it yet (InputError)."""
+    if model.task is None:
+        raise InputError(
+            f"{what} needs the task of the model; rw.settle(model, dataset) finds it (on the command line --task gives"
+            " it)"
+        )
+    return model.task
 
 
 def known_layers(model: Model, names: Sequence[str]) -> None:
@@ -65,8 +78,18 @@ def read_settings(kind: type[Any], settings: dict[str, Any], step: str, where: s
 
 def check_settings(step: Any) -> None:
     """Raises InputError naming the setting of a step, made in Python, that holds what it must not."""
+    hints = get_type_hints(type(step))
     for known in fields(step):
-        _within(getattr(step, known.name), known, f"`{type(step).__name__}.{known.name}`")
+        value, told = getattr(step, known.name), f"`{type(step).__name__}.{known.name}`"
+        _of_kind(value, hints[known.name], told)
+        _within(value, known, told)
+
+
+class Checked:
+    """A step whose settings are checked when it is made, from YAML as in Python."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def plain(value: Any) -> Any:
@@ -100,6 +123,29 @@ def _typed(value: Any, hint: Any, told: str) -> Any:
     if hint is str and not isinstance(value, str):
         raise InputError(f"{told} must be a word")
     return value
+
+
+def _of_kind(value: Any, hint: Any, told: str) -> None:
+    """As `_typed`, for a value that Python made."""
+    if hint == NAMES:
+        if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
+            raise InputError(f'{told} must be a tuple of layer names, as in ("conv1",)')
+    elif hint == NUMBERS:
+        if not isinstance(value, tuple) or not all(_is_pair(v) for v in value):
+            raise InputError(f'{told} must be a tuple of names with whole numbers, as in (("conv1", 5),)')
+    elif hint is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{told} must be True or False")
+    elif hint is int or hint is float:
+        if isinstance(value, bool) or not isinstance(value, Integral if hint is int else Real):
+            raise InputError(f"{told} must be a {'whole ' if hint is int else ''}number")
+    elif hint is str and not isinstance(value, str):
+        raise InputError(f"{told} must be a word")
+
+
+def _is_pair(value: Any) -> bool:
+    whole = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Integral)
+    return whole and isinstance(value[0], str) and not isinstance(value[1], bool)
 
 
 def _within(value: Any, known: Field[Any], told: str) -> None:

@@ -9,11 +9,11 @@ from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.quantize.smooth import smooth
 from roadworthy.steps.equalize import measure_of
-from roadworthy.steps.settings import between, check_settings
+from roadworthy.steps.settings import Checked, between
 
 
 @dataclass(frozen=True)
-class Smooth:
+class Smooth(Checked):
     """Divide loud channels and multiply the weights that read them, without changing what the network computes.
 
     alpha: the share of a channel's loudness that migrates into the weights.   depthwise: the same for channels that
@@ -27,7 +27,6 @@ class Smooth:
     sums: bool = False
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        check_settings(self)
         measure = measure_of(model, samples)
         if measure is None:
             raise InputError("Smooth measures activations and has no images; hand in a folder that holds some")

@@ -10,11 +10,11 @@ from roadworthy.model.units import units
 from roadworthy.quantize.place import Placement
 from roadworthy.quantize.quantize import quantize_units
 from roadworthy.quantize.weights import GRIDS, Wish
-from roadworthy.steps.settings import GRANULARITIES, WEIGHT_OBSERVERS, between, check_settings, choice, known_layers
+from roadworthy.steps.settings import GRANULARITIES, WEIGHT_OBSERVERS, Checked, between, choice, known_layers
 
 
 @dataclass(frozen=True)
-class StoreWeights:
+class StoreWeights(Checked):
     """Store weights as integers and compute in float: smaller, exactly as fast, almost exactly as accurate.
 
     weight_observer: "minmax", "mse" or "l3".   wide: names of layers stored with 16 bits.
@@ -30,7 +30,6 @@ class StoreWeights:
     grid: str = choice("linear", GRIDS)
 
     def __call__(self, model: Model, samples: Samples) -> Model:
-        check_settings(self)
         known_layers(model, (*self.wide, *self.float_weights, *(name for name, _ in self.bits)))
         names = [u.name for u in units(model.ir) if u.name not in set(self.float_weights)]
         wish = Wish(self.weight_bits, self.bits, self.granularity == "tensor", self.grid)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.model.model import Model
-from roadworthy.steps.settings import between
+from roadworthy.steps.settings import Checked, between
 
 
 @dataclass(frozen=True)
-class SetThreshold:
+class SetThreshold(Checked):
     """Show detections from this score on; how a value that keeps the operating point is found: check/operating.py.
 
     value: the score, 0..1.   Raises InputError for a model that is no detector.
