@@ -422,7 +422,7 @@ class Mixer:
     def _probes(self) -> list[tuple[NDArray, Outputs]]:
         """Images that were not calibrated with (all, where none is left), and the original's outputs for them."""
         used = {s.name for s in self.base.choose(self.calibration, self.model)}
-        rest = Samples((s for s in self.calibration if s.name not in used), self.calibration.kind)
+        rest = self.calibration.where(lambda s: s.name not in used)
         held = rest if len(rest) >= FEWEST else self.calibration
         self.apart = "held-out images" if held is rest else "the images they were calibrated with: too few to spare any"
         held = held.take(min(HELD, len(held)), self.base.seed)
