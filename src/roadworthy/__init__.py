@@ -22,7 +22,7 @@ _HOME = {
     "Detections": "detect.detections", "Truth": "detect.detections",
     "Sample": "data.samples", "Samples": "data.samples", "Dataset": "data.dataset", "read": "data.readers",
     "Recipe": "recipe", "Fold": "recipe", "Quantize": "recipe", "StoreWeights": "recipe", "CorrectBias": "recipe",
-    "Equalize": "recipe", "Smooth": "recipe", "Round": "recipe", "SetThreshold": "recipe",
+    "Equalize": "recipe", "Smooth": "recipe", "Round": "recipe", "SetThreshold": "recipe", "Finetune": "recipe",
     "to_qdq": "model.qdq", "from_qdq": "model.qdq", "TARGETS": "run.targets", "lower": "run.native.lower",
     "Detector": "run.native.detector",
     "settle": "check.contract", "align": "check.align", "bench": "check.bench", "inspect": "check.inspect",

@@ -15,10 +15,10 @@ from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.jobs.cache import Cache, JobShelf
 from roadworthy.jobs.calibrate import calibrate, choose_images
 from roadworthy.jobs.limits import BeyondLimits
-from roadworthy.jobs.original import memory
+from roadworthy.jobs.original import kept_number, memory
 from roadworthy.jobs.output import FILES, GOLDEN_FILES, check_output, stage_folder
 from roadworthy.jobs.pipeline import Found, Job, Outcome
-from roadworthy.jobs.replay import replay_target, variant_of
+from roadworthy.jobs.replay import replay_target, replayed
 from roadworthy.jobs.search import Search
 from roadworthy.jobs.settings import Settings
 from roadworthy.jobs.trial import Trial, Ui
@@ -28,6 +28,7 @@ from roadworthy.model.qdq import has_qdq
 from roadworthy.model.units import units
 from roadworthy.recipe import Calibration, Fold, read_recipe
 from roadworthy.run.targets import TARGETS
+from roadworthy.steps.training import Training
 
 __all__ = ["FILES", "GOLDEN_FILES", "Outcome", "Settings", "check_output", "compress", "stage_folder"]
 
@@ -64,7 +65,11 @@ def compress(
     model, calibration = job.model, job.dataset.calibration
     targets, cannot = lowered(model, targets, settings)
     cache = Cache() if settings.cache else None
-    with job.stages(resume) as stages, Calibration.kept_on(JobShelf(stages, cache)):
+    with (
+        job.stages(resume) as stages,
+        Calibration.kept_on(JobShelf(stages, cache)),
+        Training.kept_on(stages.folder, workers=settings.threads),
+    ):
         with job.clock("calibration"):
             images = choose_images(
                 model, calibration, replay[0] if replay else None, settings.images, settings.choose, settings.effort,
@@ -83,6 +88,7 @@ def compress(
                 search = Search(
                     model, job.task, calibration, judge, target, settings.effort, settings.seed, settings.threads, ui,
                     memory(stages), limits=job.limits, wanted_images=images.wanted, by=images.recipe.by,
+                    train_minutes=settings.minutes, number=kept_number(stages),
                 )  # fmt: skip
                 if replay is None:
                     try:
@@ -91,7 +97,7 @@ def compress(
                         refusals.append(refusal)
                         search.warnings.append(str(refusal))
                 else:
-                    trial = search.build("replayed", variant_of(replay[0]), replay[0])
+                    trial = replayed(search, replay[0])
                     search.evaluate(trial)
                     trial.why = f"replayed from {settings.recipe}"
                     search.trials.append(trial)

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from roadworthy.check.accuracy import (
     DRAWN,
     Predictions,
@@ -49,6 +51,20 @@ def memory(stages: Stages) -> Callable[[str, bytes, Callable[[], Predictions]], 
         return made
 
     return remember
+
+
+def kept_number(stages: Stages) -> Callable[[str, Callable[[], int]], int]:
+    """A number that was measured, kept as a stage: a resumed job must not measure another one."""
+
+    def number(name: str, work: Callable[[], int]) -> int:
+        kept = stages.get(name)
+        if kept is not None:
+            return int(kept["number"])
+        made = work()
+        stages.put(name, {"number": np.array(made)})
+        return made
+
+    return number
 
 
 def kept_reference(stages: Stages, name: str, work: Callable[[], Reference]) -> Reference:

@@ -12,16 +12,20 @@ from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.search import Search
 from roadworthy.jobs.settings import Settings, refuse_latency
+from roadworthy.jobs.training import build_trained
 from roadworthy.jobs.trial import Trial
 from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.recipe import Fold, Quantize, Recipe, StoreWeights
 from roadworthy.run.targets import TARGETS
+from roadworthy.run.torch import need_torch
 
 
 def replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], settings: Settings) -> str:
     """The target that a recipe was made for; stored weights run anywhere. Refuses a recipe made for another model."""
     made_for = made_with.get("target")
+    if recipe.training is not None:
+        need_torch(f"the recipe {settings.recipe}, which trains,")
     known = {u.name for u in units(Fold()(model, Samples(())).ir)}
     for step in recipe.steps:
         names = [n for f in ("keep_float", "wide", "float_weights", "exact_activations") for n in getattr(step, f, ())]
@@ -47,15 +51,24 @@ def replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], setti
     return made_for if made_for in settings.targets else settings.targets[-1]
 
 
+def replayed(search: Search, recipe: Recipe) -> Trial:
+    """The candidate that a recipe makes."""
+    variant = variant_of(recipe)
+    if recipe.training is None:
+        return search.build("replayed", variant, recipe)
+    return build_trained(search, "replayed", variant, recipe)
+
+
 def variant_of(recipe: Recipe) -> str:
     """What a recipe makes, in words."""
     step = next((s for s in recipe.steps if isinstance(s, Quantize | StoreWeights)), None)
+    trained = ", trained" if recipe.training is not None else ""
     if step is None:
-        return "float"
+        return f"float{trained}"
     if isinstance(step, StoreWeights):
-        return "int8-stored weights"
+        return f"int8-stored weights{trained}"
     kept = len({*step.keep_float, *step.wide, *step.float_weights})
-    return f"int8, {kept} layers in float" if kept else "int8"
+    return f"int8, {kept} layers in float{trained}" if kept else f"int8{trained}"
 
 
 def judge_at_its_own(judge: Judge, trial: Trial) -> None:
