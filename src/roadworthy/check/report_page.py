@@ -13,7 +13,7 @@ import numpy as np
 from . import plots
 from .pictures import Picture, compare, panels, top_labels
 from .report_plots import drop_budget, figures
-from .report_schema import Budget, Report, ends, headline
+from .report_schema import Budget, Report, TrainingPart, ends, headline
 from .report_tables import CANDIDATES, LAYERS, PARETO, SPEED, STEPS, accuracy_table, class_table, operating_table, table
 from .report_words import fixed, size_text, span_text
 
@@ -108,6 +108,32 @@ def _shown_pictures(pictures: Sequence[Picture]) -> list[dict[str, Any]]:
     return shown
 
 
+def _training_facts(training: TrainingPart) -> list[tuple[str, str | None]]:
+    """What a training took, and what it gave."""
+
+    def change(pair: Sequence[float | None] | None, places: int) -> str | None:
+        found = ends(pair)
+        return f"{fixed(found[0], places)} → {fixed(found[1], places)}" if found else None
+
+    kind = "running average of the weights" if training.averaged else "weights"
+    delivered = f"the {kind} after step {training.best_step}" if training.best_step else "what it began with"
+    minutes = None if training.seconds is None else f"{fixed(training.seconds / 60, 1)} minutes"
+    return [
+        ("drop without and with training, points", change(training.drop, 2)),
+        ("distance on held-out images", change(training.held_out_distance, 4)),
+        ("distance on watched images", change(training.distances, 4)),
+        ("teacher", training.teacher),
+        ("steps made", str(training.steps)),
+        ("delivered", delivered),
+        ("ended because", training.stopped),
+        ("took", minutes),
+        ("largest memory", None if training.peak_mb is None else f"{fixed(training.peak_mb, 0)} MB"),
+        ("images trained on", None if training.images is None else str(training.images)),
+        ("images watched", None if training.watched is None else str(training.watched)),
+        ("images held out", None if training.held_out is None else str(training.held_out)),
+    ]
+
+
 def page(report: Report, pictures: Sequence[Picture]) -> dict[str, Any]:
     counts = {v: sum(b.verdict == v for b in report.budgets) for v in ("holds", "broken", "not measured")}
     acc = report.accuracy
@@ -125,6 +151,7 @@ def page(report: Report, pictures: Sequence[Picture]) -> dict[str, Any]:
         "includes_zero": bool(acc and (e := ends(acc.interval)) and e[0] <= 0 <= e[1]),
         "speed": table(SPEED, report.speed or []),
         "candidates": table(CANDIDATES, report.candidates or []),
+        "training": _training_facts(report.training) if report.training else None,
         "pareto": table(PARETO, report.pareto or []),
         "layers": table(LAYERS, report.layers or [], sort="SQNR dB"),
         "recipe_sha256": hashlib.sha256(report.recipe.encode()).hexdigest() if report.recipe else None,

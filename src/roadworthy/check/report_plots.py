@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import plots
-from .report_schema import Allocation, Budget, Layer, Report, Size
+from .report_schema import Allocation, Budget, Layer, Report, Size, TrainingPart
 from .report_words import fixed, size_text
 
 SHOWN_BARS = 30
@@ -45,6 +46,8 @@ def figures(report: Report) -> dict[str, str]:
         "sqnr": "",
         "candidates": "",
         "pareto": _pareto_plot(report.pareto or []),
+        "loss": "",
+        "distance": "",
     }
     if size:
         scale, unit = (
@@ -71,6 +74,8 @@ def figures(report: Report) -> dict[str, str]:
         out["sensitivity_of"] = (
             f"the {len(rows)} most costly of {len(ranked)} layers" if len(ranked) > len(rows) else ""
         )
+    if report.training:
+        out |= _curves(report.training)
     out["sqnr"] = _sqnr_plot(report.layers or [])
     tried = [c for c in report.candidates or [] if c.drop is not None]
     metric = report.accuracy.metric if report.accuracy else "accuracy"
@@ -98,6 +103,34 @@ def figures(report: Report) -> dict[str, str]:
             rows, title="Accuracy drop per candidate", axis=f"{metric} drop, points", limit=limit, limit_text="budget"
         )
     return out
+
+
+def _curves(training: TrainingPart) -> dict[str, str]:
+    """The loss, and the distance of the watched images, along the steps of a training."""
+
+    def points(rows: list[list[float | None]] | None, what: str) -> list[plots.Point]:
+        delivered = training.best_step
+        return [
+            plots.Point(step, v, f"step {step:.0f}: {what} {plots.number(v)}", "chosen" if step == delivered else "")
+            for step, v in rows or []
+            if step is not None and v is not None
+        ]
+
+    loss = plots.lines(
+        {"loss": [replace(p, tone="") for p in points(training.loss, "loss")]},
+        title="Loss of the training", x_axis="step", y_axis="loss", tones={"loss": "compressed"},
+    )  # fmt: skip
+    plain, mean = points(training.distance, "distance"), points(training.distance_of_average, "distance")
+    other = mean if training.averaged else plain  # the delivered state lies on one of the two lines
+    series = {
+        "the weights": plain if other is plain else [replace(p, tone="") for p in plain],
+        "their running average": mean if other is mean else [replace(p, tone="") for p in mean],
+    }
+    tones = {"the weights": "original", "their running average": "compressed"}
+    away = plots.lines(
+        series, title="Distance to the original", x_axis="step", y_axis="task distance, watched images", tones=tones
+    )
+    return {"loss": loss, "distance": away}
 
 
 def _pareto_plot(rows: Sequence[Allocation]) -> str:

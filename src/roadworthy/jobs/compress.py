@@ -105,7 +105,7 @@ def compress(
                 searches.append(search)
         if not chosen:
             raise refusals[-1]
-        found = Found(chosen, searches, images, replay, cannot)
+        found = Found(chosen, searches, images.images, images, replay, cannot)
         proof = job.prove(found, judge, stages)
     return job.write(found, proof, stages)
 

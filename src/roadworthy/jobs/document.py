@@ -30,7 +30,7 @@ def document(
     clock: list[dict[str, Any]],
     seconds: float,
     command: str | None,
-    images: Chosen,
+    images: Chosen | None,
 ) -> dict[str, Any]:
     task = best.model.task or model.task  # what is shipped, with its refitted threshold
     assert task is not None
@@ -63,10 +63,10 @@ def document(
             "source": dataset.source,
             "content_id": f"calibration {dataset.calibration.content_id}, test {dataset.test.content_id}",
             "kind": dataset.kind,
-            "calibration_images": min(best.recipe.images, len(dataset.calibration)),
-            "chosen": images.recipe.by,
-            "covered": images.covered.share,
-            "coverage": str(images.covered),
+            "calibration_images": None if images is None else min(best.recipe.images, len(dataset.calibration)),
+            "chosen": None if images is None else images.recipe.by,
+            "covered": None if images is None else images.covered.share,
+            "coverage": None if images is None else str(images.covered),
             "test_images": len(dataset.test),
             "note": dataset.note,
         },
@@ -76,6 +76,7 @@ def document(
         "speed": evidence.speed,
         "size": evidence.size,
         "candidates": evidence.candidates,
+        "training": evidence.training,
         "sensitivity": evidence.sensitivity,
         "layers": evidence.layers,
         "steps": clock,

@@ -25,6 +25,7 @@ from roadworthy.check.contract import settle_task
 from roadworthy.check.judge import Judge
 from roadworthy.data.dataset import Dataset, join
 from roadworthy.data.readers import read
+from roadworthy.data.samples import Samples
 from roadworthy.jobs.calibrate import Chosen
 from roadworthy.jobs.document import document
 from roadworthy.jobs.evidence import Evidence, gather
@@ -77,12 +78,14 @@ class Found:
     """What the middle of a job came to.
 
     chosen: the candidates that the last measurement decides between.   searches: all that was tried, for the report.
-    images: the calibration images.   replay: the recipe that was replayed, with its notes.   warnings: for the report.
+    used: the images that what was found was fitted to.   images: how those to calibrate with were chosen, if any were.
+    replay: the recipe that was replayed, with its notes.   warnings: for the report.
     """
 
     chosen: list[Trial]
     searches: list[Search]
-    images: Chosen
+    used: Samples
+    images: Chosen | None = None
     replay: tuple[Recipe, dict[str, str]] | None = None
     warnings: Sequence[str] = ()
 
@@ -154,7 +157,7 @@ class Job:
             refits = {}
             if found.replay is None and settings.refit_threshold:
                 refits = keep_operating_point(
-                    chosen, model, judge, fit_images(calibration, found.images.images, FIT_IMAGES[settings.effort]),
+                    chosen, model, judge, fit_images(calibration, found.used, FIT_IMAGES[settings.effort]),
                     lambda: float_runner(model, settings.threads), memory(stages),
                     lambda work: kept_reference(stages, "fit-reference", work), ui, settings.threads, settings.seed,
                 )  # fmt: skip

@@ -7,7 +7,7 @@ from then on a training is so many steps, on whatever machine, and gives the sam
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ def attempt(search: Search, base: Trial, step: Finetune) -> Trial | None:
         told = str(error).partition("; the last good checkpoint")[0]
         search.warn(f"{base.name} on {search.target} was not trained: {told}")
         return None
+    trial.before = base
     trial.distance = base.distance if trial.data == base.data else search.distance(trial)
     trial.seconds = time.monotonic() - started
     before, after = base.distance or 0.0, trial.distance or 0.0
@@ -115,7 +116,7 @@ class telling:
         if done * TOLD // steps > (done - 1) * TOLD // steps and done < steps:
             away = f", distance {parts['distance']:.4f}" if "distance" in parts else ""
             loss = f"loss {parts.get('loss', 0.0):.4f}"
-            self._ui.note(f"training: step {done} of {steps}, {loss}{away}, about {_minutes(left)} left")
+            self._ui.note(f"training: step {done} of {steps}, {loss}{away}, about {minutes_text(left)} left")
 
 
 def _step(search: Search, base: Trial) -> Finetune:
@@ -134,7 +135,7 @@ def _step(search: Search, base: Trial) -> Finetune:
 
     step = replace(first, steps=search.number(f"training-steps-{search.target}", measured))
     told = f"{step.steps} steps of {step.batch} images"
-    about = f", about {_minutes(step.seconds(search.pace))}" if search.pace else ""
+    about = f", about {minutes_text(step.seconds(search.pace))}" if search.pace else ""
     search.ui.note(f"training {base.name} on {search.target}: {told}{about}")
     return step
 
@@ -155,6 +156,26 @@ def fewer_in_float(search: Search, base: Trial, helped: Trial | None, untrained:
     untrained.distance = untrained.distance if untrained.distance is not None else search.distance(untrained)
     trial = attempt(search, untrained, helped.recipe.training)
     return trial if trial is not None and search.evaluate(trial).holds else None
+
+
+def training_of(searches: Sequence[Search], best: Trial) -> dict[str, Any] | None:
+    """The report's `training`: of what is shipped, else of the last candidate that was trained; None without any."""
+    every = [t for s in searches for t in s.trials if t.training is not None]
+    trial = best if best.training is not None else every[-1] if every else None
+    if trial is None or trial.training is None:
+        return None
+    before = trial.before
+
+    def drop(t: Trial | None) -> float | None:
+        return None if t is None or t.judgement is None else t.judgement.drop
+
+    return {
+        "candidate": f"{trial.name} on {trial.target}",
+        "shipped": trial is best,
+        "drop": [drop(before), drop(trial)],
+        "held_out_distance": [before.distance if before else None, trial.distance],
+        **record_rows(trial.training),
+    }
 
 
 def record_rows(record: Record, most: int = 300) -> dict[str, Any]:
@@ -188,5 +209,5 @@ def record_rows(record: Record, most: int = 300) -> dict[str, Any]:
     }
 
 
-def _minutes(seconds: float) -> str:
+def minutes_text(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -35,6 +35,7 @@ class Trial:
 
     distance: to the original's outputs, mean over calibration images that were held out (check/judge.distance).
     seconds: what it took to make and to judge.   training: what came of it, where its recipe trains.
+    before: the candidate that was trained.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Trial:
     seconds: float = 0.0
     why: str = ""
     training: Record | None = None
+    before: Trial | None = None
 
     @cached_property
     def deployed(self) -> bytes:
