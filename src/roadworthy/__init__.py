@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Settings": "jobs.compress", "compress": "jobs.compress", "Outcome": "jobs.compress",
+    "FinetuneSettings": "jobs.finetune", "finetune": "jobs.finetune",
     "load": "model.model", "Model": "model.model", "Encoding": "model.encoding", "QuantSpec": "model.encoding",
     "Task": "model.task", "Preprocess": "data.preprocess", "DecodeSpec": "detect.spec",
     "Detections": "detect.detections", "Truth": "detect.detections",

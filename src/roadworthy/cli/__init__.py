@@ -21,7 +21,15 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-COMMANDS = (deliver.compress, measure.evaluate, measure.align, measure.bench, measure.inspect, deliver.demo)
+COMMANDS = (
+    deliver.compress,
+    deliver.finetune,
+    measure.evaluate,
+    measure.align,
+    measure.bench,
+    measure.inspect,
+    deliver.demo,
+)
 for command in COMMANDS:
     cli.add_command(command)
 

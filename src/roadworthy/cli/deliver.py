@@ -1,4 +1,4 @@
-"""The commands that write a model, a report and a recipe: compress and demo."""
+"""The commands that write a model, a report and a recipe: compress, finetune and demo."""
 
 from __future__ import annotations
 
@@ -96,12 +96,18 @@ from roadworthy.cli.options import (
     show_default=True,
     help="How much is tried.",
 )
+@click.option(
+    "--train-minutes",
+    type=float,
+    metavar="M",
+    help="Most minutes of training where int8 breaks the budget; 0: none. Default: 20 with --effort thorough, else 0.",
+)
 @click.option("--out", metavar="DIR", default=None, help="Output folder. Default: MODEL's name with -compressed.")
 @options(seed_option, threads_option, size_option, force_option, resume_option)
 def compress(model: str, data: str, task: str | None, target: str, max_drop: float, max_drop_class: tuple[str, ...],
              max_drop_size: tuple[str, ...], max_drop_recall: float | None, keep_threshold: bool, min_sqnr: float,
              max_size: str | None, max_latency: float | None, images: int | str | None, choose: str, no_cache: bool,
-             recipe: str | None, effort: str, out: str | None,
+             recipe: str | None, effort: str, train_minutes: float | None, out: str | None,
              seed: int, threads: int, size: tuple[int, int] | None, force: bool,
              resume: bool) -> None:  # fmt: skip
     """Compress MODEL under an accuracy budget and write model, report and recipe.
@@ -125,9 +131,108 @@ def compress(model: str, data: str, task: str | None, target: str, max_drop: flo
         images=images,
         choose=choose,
         cache=not no_cache,
+        train_minutes=train_minutes,
     )  # fmt: skip
     with resumable(folder):
         outcome = job(model, data, folder, settings, force=force, resume=resume, ui=console(), command=command_line())
+    show_outcome(outcome)
+    sys.exit(outcome.exit_code and EXIT_BUDGET)
+
+
+@click.command(
+    short_help="Train a model until it agrees with its original again.",
+    cls=Example,
+    epilog="Example:\n  roadworthy finetune small/model.onnx --teacher yolox_nano.onnx --data coco/data.yaml",
+)
+@click.argument("model")
+@click.option("--teacher", required=True, metavar="ORIGINAL", help="The float model that MODEL was made from.")
+@options(data_option, task_option)
+@click.option(
+    "--target",
+    type=click.Choice((*TARGET_NAMES, "auto")),
+    default="auto",
+    show_default=True,
+    help="Where the model is to run; auto: native, where the engine is built.",
+)
+@click.option("--minutes", type=float, metavar="M", help="About how long to train. Default: 20.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="How long to train, in optimizer steps, instead.")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images of a step.")
+@click.option(
+    "--lr", type=click.FloatRange(0), default=1e-4, show_default=True, help="Highest learning rate of weights."
+)
+@click.option(
+    "--gradient",
+    type=click.Choice(("ste", "lsq", "dsq", "fourier")),
+    default="lsq",
+    show_default=True,
+    help="What stands for the derivative of rounding.",
+)
+@click.option(
+    "--noise",
+    type=click.FloatRange(0.01, 1.0),
+    default=1.0,
+    show_default=True,
+    help="Share of each weight that is quantized in a step.",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(("none", "light", "strong")),
+    default="light",
+    show_default=True,
+    help="How images are changed.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(("no", "yes", "only")),
+    default="no",
+    show_default=True,
+    help="Learn from the original alone, from labels too, or from labels alone.",
+)
+@click.option("--patience", type=click.IntRange(0), default=0, show_default=True,
+              help="Evaluations without a better one after which to stop; 0: never.")  # fmt: skip
+@click.option(
+    "--weight-bits", type=click.IntRange(2, 8), metavar="B", help="Quantize a float MODEL first, with B bits."
+)
+@click.option(
+    "--max-drop", type=float, default=0.5, show_default=True, help="Most points of mAP or top-1 that may be lost."
+)
+@click.option(
+    "--min-sqnr", type=float, default=25.0, show_default=True, help="Least dB of signal to noise of a raw task."
+)
+@click.option("--keep-threshold", is_flag=True, help="Leave a detector's score threshold as the original has it.")
+@click.option("--recipe", metavar="R.yaml", help="Replay a training.")
+@click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where to train.")
+@click.option("--out", metavar="DIR", default=None, help="Output folder. Default: MODEL's name with -trained.")
+@options(seed_option, threads_option, size_option, force_option, resume_option)
+def finetune(model: str, teacher: str, data: str, task: str | None, target: str, minutes: float | None,
+             steps: int | None, batch: int, lr: float, gradient: str, noise: float, augment: str, labels: str,
+             patience: int, weight_bits: int | None, max_drop: float, min_sqnr: float, keep_threshold: bool,
+             recipe: str | None, device: str, out: str | None, seed: int, threads: int, size: tuple[int, int] | None,
+             force: bool, resume: bool) -> None:  # fmt: skip
+    """Train MODEL with ORIGINAL as its teacher; labels are not needed. Write model, report and recipe.
+
+    MODEL is quantized (Q/DQ nodes, or the model.onnx that compress wrote) or float. Exit codes as of compress.
+    Several processes train together when launched by torchrun: torchrun --nproc-per-node 2 -m roadworthy finetune ...
+    """
+    from roadworthy.jobs.finetune import FinetuneSettings
+    from roadworthy.jobs.finetune import finetune as job
+    from roadworthy.recipe import Finetune
+
+    folder = Path(out) if out else Path(f"{Path(model).stem}-trained")
+    settings = FinetuneSettings(
+        task, target, max_drop, min_sqnr, recipe, "normal", seed, threads, size,
+        refit_threshold=not keep_threshold,
+        train_minutes=minutes,
+        step=Finetune(batch=batch, lr=lr, gradient=gradient, noise=noise, augment=augment, labels=labels, patience=patience,
+                      device=device),
+        steps=steps,
+        weight_bits=weight_bits,
+    )  # fmt: skip
+    with resumable(folder):
+        outcome = job(model, teacher, data, folder, settings, force=force, resume=resume, ui=console(),
+                      command=command_line())  # fmt: skip
+    if outcome is None:  # not the first of the processes that trained together
+        sys.exit(0)
     show_outcome(outcome)
     sys.exit(outcome.exit_code and EXIT_BUDGET)
 

@@ -120,23 +120,26 @@ class telling:
 
 
 def _step(search: Search, base: Trial) -> Finetune:
-    """The step that fits into the time; told before it is taken."""
-    first = replace(search.finetune, held_out=search.held_out_count)
-    recipe = base.recipe
-    context = Context(search.model, search.calibration, recipe.choose(search.calibration, search.model), search.seed)
-    first.check(base.model, context)
+    """The step that fits into the time, and can be taken."""
+    step = replace(search.finetune, held_out=search.held_out_count)
+    chosen = base.recipe.choose(search.calibration, search.model)
+    context = Context(search.model, search.calibration, chosen, search.seed)
+    step.check(base.model, context)
+    return fitted(search, base, step, context)
+
+
+def fitted(search: Search, base: Trial, step: Finetune, context: Context) -> Finetune:
+    """The step with as many optimizer steps as fit into the time; told before it is taken."""
     seconds = 60 * search.train_minutes
 
     def measured() -> int:
         with search.ui.stage("how long a training step takes", None):
-            pace = first.pace(base.model, context)
-        search.pace = pace
-        return min(first.steps_in(seconds, pace), MOST_STEPS)
+            search.pace = step.pace(base.model, context)
+        return min(step.steps_in(seconds, search.pace), MOST_STEPS)
 
-    step = replace(first, steps=search.number(f"training-steps-{search.target}", measured))
-    told = f"{step.steps} steps of {step.batch} images"
+    step = replace(step, steps=search.number(f"training-steps-{search.target}", measured))
     about = f", about {minutes_text(step.seconds(search.pace))}" if search.pace else ""
-    search.ui.note(f"training {base.name} on {search.target}: {told}{about}")
+    search.ui.note(f"training {base.name} on {search.target}: {step.steps} steps of {step.batch} images{about}")
     return step
 
 
