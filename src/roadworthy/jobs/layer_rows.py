@@ -34,14 +34,13 @@ def layer_rows(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows of the layer table, and what the alignment found fault with.
 
-    Compared with the float network as it was rewritten before anything was rounded, and trained where it was: scales
-    that were moved from one layer to the next are no faults, nor is what was learned.
+    Compared with the float network as it was rewritten before anything was rounded: scales that were moved from one
+    layer to the next are no faults. What was trained is compared with what it was made from, and nothing is called a
+    fault: layers that differ, and make up for each other, are what it learned.
     """
     places = placement_of(best.model)
     tensors = [tensor_of(s, task)[0] for s in calibration.take(min(ALIGN_IMAGES, len(calibration)), 0)]
-    exact = rewritten(model, best.recipe, calibration)
-    if best.recipe.training is not None:
-        exact = best.model.with_encodings({}, "as it was trained, in float")
+    exact = rewritten(best.start or model, best.recipe.untrained, calibration).with_encodings({}, "in float")
     alignment = align(exact, load(best.data, task=task), tensors)
     rows = alignment.rows()
     keys = ("name", "op", "output", "shape", "sqnr_db", "local_sqnr_db", "cosine", "max_error")
@@ -55,7 +54,8 @@ def layer_rows(
             kept["local_sqnr_db"] = None
         kept["placement"] = places.get(str(row["name"]), None)
         found.append(kept)
-    return found, [f.text for f in alignment.findings[:5]]
+    faults = [] if best.recipe.training is not None else alignment.findings[:5]
+    return found, [f.text for f in faults]
 
 
 def rewritten(model: Model, recipe: Recipe, calibration: Samples) -> Model:

@@ -208,7 +208,8 @@ class Search:
         """Apply a recipe and serialize.   start: what it is applied to, where that is not the original."""
         started = time.monotonic()
         made = recipe.apply(self.model if start is None else start, self.calibration, self.model)
-        return Trial(name, variant, self.target, recipe, to_qdq(made), made, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Trial(name, variant, self.target, recipe, to_qdq(made), made, seconds=seconds, start=start)
 
     def evaluate(self, trial: Trial) -> Judgement:
         """Run the candidate on its target over the test images and judge it."""

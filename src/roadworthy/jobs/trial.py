@@ -35,7 +35,7 @@ class Trial:
 
     distance: to the original's outputs, mean over calibration images that were held out (check/judge.distance).
     seconds: what it took to make and to judge.   training: what came of it, where its recipe trains.
-    before: the candidate that was trained.
+    before: the candidate that was trained.   start: what the recipe was applied to, where that is not the original.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Trial:
     why: str = ""
     training: Record | None = None
     before: Trial | None = None
+    start: Model | None = None
 
     @cached_property
     def deployed(self) -> bytes:
