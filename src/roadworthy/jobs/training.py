@@ -75,6 +75,8 @@ def attempt(search: Search, base: Trial, step: Finetune) -> Trial | None:
     before, after = base.distance or 0.0, trial.distance or 0.0
     told = f"held-out distance {after:.4f} against {before:.4f}"
     kept = trial.data != base.data and after < before * (1 - GAIN)
+    if trial.data == base.data:
+        told = "no state on the way was nearer to the original than what it began with"
     trial.why = f"kept: {told}" if kept else f"rejected: {told}"
     search.ui.note(f"{trial.name} on {search.target}: {trial.why}")
     if not kept:

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from roadworthy.check.accuracy import labelled
 from roadworthy.check.judge import distance
 from roadworthy.data.samples import Samples, prefetch
+from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.model.task import Task
 from roadworthy.run.targets import TARGETS
@@ -25,6 +27,8 @@ from roadworthy.steps.training import Record, Training
 GRADIENTS = ("ste", "lsq", "dsq", "fourier")
 AUGMENTS = ("none", "light", "strong")
 LABELS = ("no", "yes", "only")
+TERMS = ("logits", "scores", "boxes", "distribution", "agreement", "features", "labels", "soft_labels")
+"""What may be said here without PyTorch at hand; a test holds these against the tables that they are the rows of."""
 PACE_STEPS = 3
 """Steps that are made to learn how long one takes; the first does not count."""
 FORWARD = 0.4
@@ -48,6 +52,7 @@ class Finetune(Checked):
     images: most to train on; 0: all.   evaluations: how often the watched images are looked at; patience: after how
     many without a better one to stop; 0: never.   ema: decay of the running average.   clip: longest gradient.
     labels: "no" learns from the original alone, "yes" from labels too, "only" from labels alone.
+    terms: of the loss, names of train/distill.TERMS; empty: those that suit the task.
     device: "cuda" on a GPU; precision "bf16" there, for float networks.
 
     Raises MissingExtraError without PyTorch, TrainingError where a number stops being finite, InputError for too few
@@ -63,6 +68,7 @@ class Finetune(Checked):
     noise: float = between(1.0, 0.01, 1.0)
     augment: str = choice("light", AUGMENTS)
     labels: str = choice("no", LABELS)
+    terms: tuple[str, ...] = ()
     images: int = between(0, 0, 10_000_000)
     watched: int = between(24, 0, 100_000)
     held_out: int = between(32, 0, 100_000)
@@ -76,6 +82,12 @@ class Finetune(Checked):
     precision: str = choice("float32", ("float32", "bf16"))
 
     what: ClassVar[str] = "fine-tuning"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for term in self.terms:
+            if term not in TERMS:
+                raise InputError(f"`Finetune.terms` names {term!r}; known are {', '.join(TERMS)}")
 
     def __call__(self, model: Model, samples: Samples) -> Model:
         """Without a context the model's own float graph is the teacher, and no image is held out."""
@@ -145,20 +157,26 @@ class Finetune(Checked):
 
         return Schedule(
             steps=self.steps, batch=self.batch, lr=self.lr, scale_lr=self.scale_lr or None,
-            bias_lr=self.bias_lr or None, weight_decay=self.weight_decay, warmup=min(20, self.steps // 10),
+            bias_lr=self.bias_lr or None, weight_decay=self.weight_decay, warmup=min(20, self.steps // 5),
             clip=self.clip, ema=self.ema, optimizer=self.optimizer, evaluate_every=-(-self.steps // self.evaluations),
             patience=self.patience, seed=seed, workers=Training.workers, device=self.device, precision=self.precision,
         )  # fmt: skip
 
     def _prepared(self, model: Model, context: Context, division: Division, task: Task) -> tuple[Any, Any, Any]:
         """Student, objective and feed."""
+        if self.labels != "no" and not labelled(task, division.trained):
+            raise InputError(
+                f"the images to train on have no labels that a {task.decode.kind} task can learn from; leave labels at no"
+            )
+        from roadworthy.train.distill import TERMS as KINDS
         from roadworthy.train.feed import Feed
         from roadworthy.train.objective import ObjectiveSettings, objective
         from roadworthy.train.student import student_of
 
         student = student_of(model, self.gradient, self.noise)
         teacher = context.original if context.original.task is not None else context.original.with_task(task)
-        settings = ObjectiveSettings(device=self.device)
+        terms = tuple(KINDS[name]() for name in self.terms)
+        settings = ObjectiveSettings(terms, labels=self.labels, device=self.device, seed=context.seed)
         aim = objective(model, [teacher], task, settings, student.value_names)
         feed = Feed(division.trained, task, self.batch, context.seed, self.augment, self.labels != "no")
         return student, aim, feed
