@@ -75,15 +75,15 @@ def names(samples: Samples) -> set[str]:
 
 
 def test_no_image_serves_two_ends_and_the_search_compares_on_those_that_are_held_out():
-    every, original = images(), network()
+    every, original = images(60), network()
     search = Search(original, TASK, every, None, "native", "quick", 3, 1, None, None)  # type: ignore[arg-type]
     chosen = search.recipe().choose(every)
     division = divide(Context(original, every, chosen, 3), search.held_out_count, 4)
-    assert names(division.held_out) == names(search.held_out) and len(search.held_out) == 8
-    assert len(division.watched) == 4 and len(division.trained) == 40 - 8 - 4
+    assert names(division.held_out) == names(search.held_out) and len(search.held_out) == 12
+    assert len(division.watched) == 4 and len(division.trained) == 60 - 12 - 4
     assert not names(division.held_out) & names(chosen)
     assert names(division.trained) | names(division.watched) | names(division.held_out) == names(every)
-    assert names(held_out(every, chosen, 8, 4)) != names(search.held_out)  # another seed, other images
+    assert names(held_out(every, chosen, 12, 4)) != names(search.held_out)  # another seed, other images
 
 
 def test_a_limit_on_images_takes_some_of_those_that_are_left():
@@ -197,8 +197,8 @@ def test_words_of_the_step_are_the_rows_of_the_tables():
     from roadworthy.train.objective import LABELS
     from roadworthy.train.schedule import OPTIMIZERS
 
-    assert finetune.GRADIENTS == tuple(GRADIENTS) and finetune.AUGMENTS == tuple(AUGMENTS)
-    assert finetune.TERMS == tuple(TERMS) and finetune.LABELS == LABELS
+    assert tuple(GRADIENTS) == finetune.GRADIENTS and tuple(AUGMENTS) == finetune.AUGMENTS
+    assert tuple(TERMS) == finetune.TERMS and finetune.LABELS == LABELS
     assert set(OPTIMIZERS) == {"adamw", "sgd"}
 
 
@@ -212,7 +212,7 @@ def test_a_quantized_teacher_and_missing_labels_are_refused():
     pytest.importorskip("torch")
     every, original = images(), network()
     model = TRAINED.untrained.apply(original, every)
-    with pytest.raises(InputError, match="teacher .* is quantized"):
+    with pytest.raises(InputError, match=r"teacher .* is quantized"):
         STEP.within(model, Context(model, every, every[:8], 0))
     with pytest.raises(InputError, match="no labels that a classify task can learn from; leave labels at no"):
         replace(STEP, labels="yes").within(model, Context(original, every, every[:8], 0))

@@ -166,7 +166,8 @@ class Finetune(Checked):
         """Student, objective and feed."""
         if self.labels != "no" and not labelled(task, division.trained):
             raise InputError(
-                f"the images to train on have no labels that a {task.decode.kind} task can learn from; leave labels at no"
+                f"the images to train on have no labels that a {task.decode.kind} task can learn from; leave labels at"
+                " no"
             )
         from roadworthy.train.distill import TERMS as KINDS
         from roadworthy.train.feed import Feed
