@@ -101,9 +101,7 @@ GRADIENTS: dict[str, Gradient] = {
 }
 
 
-def round_to(
-    v: Tensor, zero: Tensor | float, lo: Tensor | float, hi: Tensor | float, gradient: Gradient
-) -> Tensor:
+def round_to(v: Tensor, zero: Tensor | float, lo: Tensor | float, hi: Tensor | float, gradient: Gradient) -> Tensor:
     """clamp(rint(v) + zero, lo, hi): codes as float32, rounded half to even.
 
     v: any shape, in code units.   zero, lo, hi: whole numbers, broadcastable to v.
