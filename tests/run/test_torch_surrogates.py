@@ -135,6 +135,14 @@ def test_gradients_of_zero_points_by_channel() -> None:
     assert zero.grad.tolist() == [[2.0], [7.0]]
 
 
+def test_bounds_by_channel() -> None:
+    v = torch.tensor([[0.2, 9.0], [-9.0, 1.7]], requires_grad=True)
+    made = round_to(v, 0.0, torch.tensor([[-3.0], [-5.0]]), 4.0, GRADIENTS["ste"])
+    made.sum().backward()
+    assert made.tolist() == [[0.0, 4.0], [-5.0, 2.0]]
+    assert v.grad.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_consecutive_levels_are_plain_rounding(name: str) -> None:
     v = torch.linspace(-9.3, 9.4, 1001)

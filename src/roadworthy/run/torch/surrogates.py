@@ -101,16 +101,18 @@ GRADIENTS: dict[str, Gradient] = {
 }
 
 
-def round_to(v: Tensor, zero: Tensor | float, lo: float, hi: float, gradient: Gradient) -> Tensor:
+def round_to(v: Tensor, zero: Tensor | float, lo: Tensor | float, hi: Tensor | float, gradient: Gradient) -> Tensor:
     """clamp(rint(v) + zero, lo, hi): codes as float32, rounded half to even.
 
-    v: any shape, in code units.   zero: whole numbers, broadcastable to v.   lo, hi: whole numbers.
+    v: any shape, in code units.   zero, lo, hi: whole numbers, broadcastable to v.
     Backward: to v, grad * slope(v) where rint(v) + zero lies in lo..hi, else 0. To zero, grad where it does, else 0:
     with x' = (q - zero) s that is 0 inside and -s outside, the offset's gradient of LSQ+ (Bhalgat et al. 2020,
     arXiv:2004.09576; its offset beta is -zero s).
     """
     zero = zero if isinstance(zero, Tensor) else v.new_tensor(zero)
-    return _Round.apply(v, zero, float(lo), float(hi), gradient)
+    if isinstance(lo, Tensor) or isinstance(hi, Tensor):
+        lo, hi = (torch.as_tensor(bound, dtype=v.dtype, device=v.device) for bound in (lo, hi))
+    return _Round.apply(v, zero, lo, hi, gradient)
 
 
 def round_to_levels(v: Tensor, levels: Sequence[int], gradient: Gradient) -> Tensor:
@@ -151,7 +153,7 @@ def scale_gradient(s: Tensor, numel: int, qmax: int) -> Tensor:
 
 class _Round(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, zero: Tensor, lo: float, hi: float, gradient: Gradient) -> Tensor:
+    def forward(ctx: Any, v: Tensor, zero: Tensor, lo: Any, hi: Any, gradient: Gradient) -> Tensor:
         ctx.save_for_backward(v, zero)
         ctx.lo, ctx.hi, ctx.gradient = lo, hi, gradient
         return torch.clamp(torch.round(v) + zero, lo, hi)
