@@ -30,10 +30,14 @@ constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
 
 #if defined(__AVX512F__)
 RW_INLINE V entries(const float* table, Bits at) { return _mm512_i32gather_ps(at, table, 4); }
+RW_INLINE V piece(const float* of32, Bits at) { return _mm512_permutex2var_ps(load(of32), at, load(of32 + 16)); }
 #elif defined(__AVX2__)
 RW_INLINE V entries(const float* table, Bits at) { return _mm256_i32gather_ps(table, at, 4); }
 #else
 RW_INLINE V entries(const float* table, Bits at) { return V{table[at[0]], table[at[1]], table[at[2]], table[at[3]]}; }
+#endif
+#if !defined(__AVX512F__)
+RW_INLINE V piece(const float* of32, Bits at) { return entries(of32, at); }
 #endif
 
 RW_INLINE V nearest_whole(V x) { return (x + set(kMagic)) - set(kMagic); }  // half to even; |x| < 2^22
@@ -66,7 +70,7 @@ RW_INLINE V coded(const TrainEpilogue& e, const Line& k, V acc) {
     case EpilogueKind::linear: return within(codes_of(v), k.lo, k.hi);
     case EpilogueKind::poly: {
       const Bits i = index_of(below(placed(v + set(e.poly_b), 0.0f, 31.0f)));
-      const V y = (entries(e.poly + 64, i) * v + entries(e.poly + 32, i)) * v + entries(e.poly, i);
+      const V y = (piece(e.poly + 64, i) * v + piece(e.poly + 32, i)) * v + piece(e.poly, i);
       return within(codes_of(y * k.out_scale), k.lo, k.hi);
     }
     case EpilogueKind::real: return v;
