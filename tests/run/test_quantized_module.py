@@ -1,4 +1,4 @@
-"""The trained network is the deployed one: codes of the quantized module, of the reference and of the engine, with ==."""
+"""The trained network is the deployed one: codes of quantized module, reference and engine, with ==."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_gradients_of_a_step_size_are_those_of_the_paper():
     with torch.no_grad():
         codes = torch.round(y / s)
         pre = _accumulated(model, module, x) / s
-    inside = (torch.round(pre) >= -128) & (torch.round(pre) <= 127)
+    inside = (pre >= -128) & (pre <= 127)
     expected = (torch.where(inside, codes - pre, codes) * s).sum()  # by the logarithm of the scale
     assert not inside.all() and inside.any()
     assert abs(float(slope - expected)) < 1e-3 * float((codes - pre).abs().sum() * s)
@@ -156,7 +156,7 @@ class Faked(torch.autograd.Function):
     def forward(ctx, x, encoding, codes):  # type: ignore[no-untyped-def]
         lo, hi = (
             torch.from_numpy(np.array(encoding._shaped((k - encoding.zero_point) * encoding.scale, x.ndim), np.float32))
-            for k in (encoding.qmin - 0.5, encoding.qmax + 0.5)
+            for k in (encoding.qmin, encoding.qmax)
         )
         ctx.save_for_backward((x >= lo) & (x <= hi))
         return torch.from_numpy(encoding.dequantize(codes))
@@ -183,7 +183,7 @@ def simulated(model: Model, plain, x, known):  # type: ignore[no-untyped-def]
     values = {model.input_name: held(model.input_name, x)}
     for node in g.nodes(model.ir):
         names = [None if v is None or not v.name else str(v.name) for v in node.inputs]
-        inputs = [None if n is None else values.get(n, None) for n in names]
+        inputs = [None if n is None else values.get(n) for n in names]
         inputs = [held(n, plain.constant(n)) if n and v is None else v for n, v in zip(names, inputs)]
         for value, made in zip(node.outputs, OPERATORS[node.op_type](node, inputs)):
             values[str(value.name)] = held(str(value.name), made)
