@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -79,6 +79,19 @@ class GraphModule(nn.Module):
     def model(self, step: str) -> Model:
         """The graph with the parameters as they are now. Raises as `write_back` does."""
         return write_back(self._model, self, step)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
+        """Parameters and buffers are copied; the graph, a value, is shared."""
+        made = GraphModule(self._model)
+        memo[id(self)] = made
+        for name, (home, leaf) in self._home.items():
+            other = made._home[name][0]
+            if leaf in home._parameters:
+                old = self.constant(name)
+                other._parameters[leaf] = nn.Parameter(old.detach().clone(), old.requires_grad)
+            else:
+                other._buffers[leaf] = self.constant(name).clone()
+        return made.train(self.training)
 
     def constant(self, name: str) -> Tensor:
         """The parameter or buffer of an initializer. Raises KeyError where the graph has none of that name."""
