@@ -1,0 +1,103 @@
+"""What the tests of the training share: a small student, its teacher, images, and an objective in three lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnx_graphs import N, build
+from roadworthy.data.preprocess import Preprocess
+from roadworthy.data.samples import Sample, Samples
+from roadworthy.detect.detections import Truth
+from roadworthy.detect.spec import DecodeSpec
+from roadworthy.model.model import Model, load
+from roadworthy.model.task import Task
+from roadworthy.run.torch import write_back
+from roadworthy.run.torch.module import GraphModule
+
+SIDE = 16
+TASK = Task(Preprocess((SIDE, SIDE), resize="letterbox", scale=1 / 255), DecodeSpec("classify", num_classes=3))
+
+
+def network(seed: int = 0) -> Model:
+    """Two convolutions and a bias, a SiLU, a pool: 3 numbers for an image."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "a.weight": rng.normal(0, 0.3, (8, 3, 3, 3)),
+        "a.bias": rng.normal(0, 0.1, 8),
+        "b.weight": rng.normal(0, 0.3, (3, 8, 1, 1)),
+        "b.bias": rng.normal(0, 0.1, 3),
+    }
+    nodes = [
+        N("Conv", ["x", "a.weight", "a.bias"], ["a"], name="stem", pads=[1, 1, 1, 1]),
+        N("Sigmoid", ["a"], ["s"], name="gate"),
+        N("Mul", ["a", "s"], ["m"], name="silu"),
+        N("Conv", ["m", "b.weight", "b.bias"], ["b"], name="tell"),
+        N("GlobalAveragePool", ["b"], ["p"], name="pool"),
+        N("Flatten", ["p"], ["y"], name="flat"),
+    ]
+    return load(build(nodes, {k: v.astype(np.float32) for k, v in weights.items()}, (1, 3, SIDE, SIDE)), task=TASK)
+
+
+class Student(GraphModule):
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.began = model
+
+    def prepare(self, step: int, seed: int) -> None: ...
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        names = [n for n, _ in self.named_parameters()]
+        biases = [n for n in names if n.endswith("bias")]
+        return {"weights": [n for n in names if n not in biases], "biases": biases}
+
+    def model(self, step: str) -> Model:
+        return write_back(self.began, self, step)
+
+
+class Imitation:
+    """Mean squared difference from what another network says."""
+
+    taps = ("m",)
+
+    def __init__(self, teacher: Model) -> None:
+        self.teacher = GraphModule(teacher)
+
+    def target(self, x: Tensor, truth: Any) -> dict[str, Tensor]:
+        return self.teacher(x, self.taps)
+
+    def __call__(self, found: Mapping[str, Tensor], target: Any, share: float) -> tuple[Tensor, dict[str, float]]:
+        out = (found["y"] - target["y"]).square().mean()
+        inside = (found["m"] - target["m"]).square().mean()
+        return out + 0.1 * inside, {"out": float(out.detach()), "inside": float(inside.detach())}
+
+    def distance(self, student: Any) -> float:
+        images = [torch.from_numpy(TASK.preprocess(picture(k))[0]) for k in range(900, 906)]
+        return float(sum((student(x)["y"] - self.teacher(x)["y"]).abs().mean() for x in images))
+
+
+def picture(index: int, hw: tuple[int, int] = (20, 24)) -> np.ndarray:
+    return np.random.default_rng([3, index]).integers(0, 256, (*hw, 3), np.uint8)
+
+
+def pictures(count: int, hw: tuple[int, int] = (20, 24), boxes: bool = False) -> Samples:
+    def truth(index: int) -> Truth:
+        x, y = np.random.default_rng([4, index]).integers(0, 12, 2)
+        return Truth.of(np.array([[x, y, x + 8, y + 6]], np.float32), np.array([index % 3]))
+
+    return Samples(
+        (
+            Sample(f"{k:03d}", load=lambda k=k: picture(k, hw), key=f"{k} {hw}",
+                   truth=(lambda k=k: truth(k)) if boxes else None)
+            for k in range(count)
+        ),
+        "boxes" if boxes else "images",
+    )  # fmt: skip
+
+
+def weights_of(model: Model) -> bytes:
+    return model.float_bytes()
