@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from roadworthy.errors import InputError  # noqa: E402
+from training import TASK, Imitation, Student, network, pictures, weights_of  # noqa: E402
+
 from roadworthy.train.feed import Feed  # noqa: E402
 from roadworthy.train.loop import Trained, train  # noqa: E402
 from roadworthy.train.schedule import Schedule  # noqa: E402
-from training import TASK, Imitation, Student, network, pictures, weights_of  # noqa: E402
 
 SHORT = Schedule(steps=30, batch=4, lr=0.02, warmup=3, ema=0.9, evaluate_every=10, workers=2)
 

@@ -101,3 +101,38 @@ def pictures(count: int, hw: tuple[int, int] = (20, 24), boxes: bool = False) ->
 
 def weights_of(model: Model) -> bytes:
     return model.float_bytes()
+
+
+def rest(schedule: Any, folder: str, name: str, options: Mapping[str, Any]) -> None:
+    """One training in a process of its own: checkpoints in folder/name.rwt, the final weights in folder/name.onnx.
+
+    options: every_seconds, resume; rank and size, port: of a training in several processes; slow: seconds for each
+    image, so that it can be killed in the middle; kill: at which call of os.replace or write to die at once.
+    """
+    import os
+    import time
+    from pathlib import Path
+
+    from roadworthy.train.checkpoint import Checkpoints
+    from roadworthy.train.feed import Feed
+    from roadworthy.train.loop import train
+
+    if "size" in options:
+        os.environ.update(WORLD_SIZE=str(options["size"]), RANK=str(options["rank"]), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(options["port"]))  # fmt: skip
+    aim = Imitation(network(1))
+    told = aim.target
+
+    def slow(x: Tensor, truth: Any) -> dict[str, Tensor]:
+        time.sleep(options.get("slow", 0.0))
+        return told(x, truth)
+
+    aim.target = slow  # type: ignore[method-assign]
+    path = Path(folder, f"{name}.rwt")
+    kept = Checkpoints(path, bool(options.get("resume")), options.get("every_seconds", 0.0)) if "rank" not in options \
+        else None  # fmt: skip
+    feed = Feed(pictures(12), TASK, schedule.batch, schedule.seed, options.get("augment", "light"))
+    made = train(Student(network(0)), aim, feed, schedule, evaluate=aim.distance, checkpoints=kept)
+    Path(folder, f"{name}{options.get('rank', '')}.onnx").write_bytes(
+        weights_of(made.model) + repr(made.history).encode()
+    )

@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 from roadworthy.errors import InputError, TrainingError
 from roadworthy.model.model import Model
 from roadworthy.run.torch.module import GraphModule
+from roadworthy.run.torch.quantized import EVALUATION
 from roadworthy.run.torch.trainable import Trainable
 from roadworthy.train import diagnose
 from roadworthy.train.checkpoint import Checkpoints
@@ -276,7 +277,10 @@ class _Training:
     def _ready(self, training: bool) -> None:
         if isinstance(self.student, torch.nn.Module):
             self.student.train(training)
-        self.student.prepare(self.state.step, self.schedule.seed)
+        try:
+            self.student.prepare(self.state.step if training else EVALUATION, self.schedule.seed)
+        except InputError as error:  # a scale that left the range of float32
+            self._refuse(str(error))
 
     def _first_distance(self) -> float:
         return float(self.state.history[0]["distance"])
@@ -294,7 +298,7 @@ class _Training:
         if name := self.state.not_finite(tensors):
             self._refuse(diagnose.of_parameter(self.graph, name, what))
 
-    def _refuse(self, sentence: str) -> None:
+    def _refuse(self, sentence: str) -> NoReturn:
         kept = ""
         if self.checkpoints and self.checkpoints.path.is_file():
             kept = f"; the last good checkpoint is kept in {self.checkpoints.path}"
