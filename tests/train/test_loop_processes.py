@@ -28,8 +28,8 @@ def processes():
     return context
 
 
-def undisturbed(processes, folder: Path, schedule: Schedule = SCHEDULE) -> bytes:
-    one = processes.Process(target=rest, args=(schedule, str(folder), "alone", {}))
+def undisturbed(processes, folder: Path, schedule: Schedule = SCHEDULE, **options: object) -> bytes:
+    one = processes.Process(target=rest, args=(schedule, str(folder), "alone", options))
     one.start()
     one.join(60)
     assert one.exitcode == 0
@@ -53,7 +53,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bytes(processes, tmp_pa
     last.join(60)
     assert last.exitcode == 0
     assert (tmp_path / "killed.onnx").read_bytes() == wanted
-    assert not [p for p in tmp_path.glob("*.part") if p.stat().st_size > 0 and time.time() - p.stat().st_mtime < 0]
+    assert not list(tmp_path.glob("*.part"))
 
 
 def stamp(path: Path) -> int:
@@ -76,3 +76,14 @@ def test_processes_give_the_bits_of_one(processes, tmp_path: Path, size: int):
     assert [c.exitcode for c in children] == [0] * size
     assert [(tmp_path / f"rank{rank}.onnx").read_bytes() == wanted for rank in range(size)] == [True] * size
     assert os.environ.get("WORLD_SIZE") is None
+
+
+def test_memory_does_not_grow_with_the_images(processes, tmp_path: Path):
+    """48 images of 2.9 MB more, each seen once: 138 MB if they were kept. Steps and
+    their history are the same. What is in flight, a few images in each thread, is the same too; 30 MB are for the
+    allocator, whose threads keep what they free."""
+    peaks = []
+    for images in (4, 52):
+        undisturbed(processes, tmp_path, replace(SCHEDULE, steps=13, evaluate_every=0), images=images, hw=(800, 1200))
+        peaks.append(float((tmp_path / "alone.mb").read_text()))
+    assert peaks[1] - peaks[0] < 30

@@ -77,7 +77,8 @@ class Imitation:
 
     def distance(self, student: Any) -> float:
         images = [torch.from_numpy(TASK.preprocess(picture(k))[0]) for k in range(900, 906)]
-        return float(sum((student(x)["y"] - self.teacher(x)["y"]).abs().mean() for x in images))
+        with torch.no_grad():
+            return float(sum((student(x)["y"] - self.teacher(x)["y"]).abs().mean() for x in images))
 
 
 def picture(index: int, hw: tuple[int, int] = (20, 24)) -> np.ndarray:
@@ -107,7 +108,7 @@ def rest(schedule: Any, folder: str, name: str, options: Mapping[str, Any]) -> N
     """One training in a process of its own: checkpoints in folder/name.rwt, the final weights in folder/name.onnx.
 
     options: every_seconds, resume; rank and size, port: of a training in several processes; slow: seconds for each
-    image, so that it can be killed in the middle; kill: at which call of os.replace or write to die at once.
+    image, so that it can be killed in the middle; images, hw: how many, and their size.
     """
     import os
     import time
@@ -129,10 +130,10 @@ def rest(schedule: Any, folder: str, name: str, options: Mapping[str, Any]) -> N
 
     aim.target = slow  # type: ignore[method-assign]
     path = Path(folder, f"{name}.rwt")
-    kept = Checkpoints(path, bool(options.get("resume")), options.get("every_seconds", 0.0)) if "rank" not in options \
-        else None  # fmt: skip
-    feed = Feed(pictures(12), TASK, schedule.batch, schedule.seed, options.get("augment", "light"))
+    kept = Checkpoints(path, bool(options.get("resume")), options.get("every_seconds", 0.0))
+    samples = pictures(options.get("images", 12), options.get("hw", (20, 24)))
+    feed = Feed(samples, TASK, schedule.batch, schedule.seed, options.get("augment", "light"))
     made = train(Student(network(0)), aim, feed, schedule, evaluate=aim.distance, checkpoints=kept)
-    Path(folder, f"{name}{options.get('rank', '')}.onnx").write_bytes(
-        weights_of(made.model) + repr(made.history).encode()
-    )
+    Path(folder, f"{name}.mb").write_text(str(made.peak_mb))
+    result = Path(folder, f"{name}{options.get('rank', '')}.onnx")
+    result.write_bytes(weights_of(made.model) + repr(made.history).encode())

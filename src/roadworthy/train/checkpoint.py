@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import io
 import os
-import tempfile
+import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,8 +83,9 @@ class Checkpoints:
 
     def drop(self) -> None:
         """Take the file away: the training is finished and its result is kept elsewhere."""
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        for path in (self.path, _part(self.path)):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -93,27 +94,35 @@ def read(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"the checkpoint {path} cannot be read ({error.strerror}); check the path") from error
+    damaged = f"the checkpoint {path} is damaged or no checkpoint; start the training again without --resume"
     body = memoryview(data)[_HEAD:]
     if data[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != data[len(MAGIC) : _HEAD]:
         raise InputError(
             f"the checkpoint {path} is damaged or no checkpoint; start the training again without --resume"
         )
-    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # something that would run code
+        raise InputError(damaged) from error
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """A file that is there as a whole, on the disk, or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    """A file that is there as a whole, on the disk, or not at all; for one writer at a time."""
+    part = _part(path)  # always the same: what a killed process left is written over
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        part.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(temporary).unlink()
+            part.unlink()
         raise
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, str]:

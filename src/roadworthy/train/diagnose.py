@@ -12,8 +12,6 @@ from roadworthy.model.model import Model
 from roadworthy.model.units import units
 from roadworthy.run.torch.trainable import Trainable
 
-ADVICE = "train with a lower learning rate"
-
 
 def first_bad_layer(graph: Model, student: Trainable, x: Tensor) -> str | None:
     """The name of the first layer, in execution order, whose output is not finite for this image; None if all are."""
@@ -23,11 +21,11 @@ def first_bad_layer(graph: Model, student: Trainable, x: Tensor) -> str | None:
     return next((layer for layer, value in layers if not bool(torch.isfinite(found[value]).all())), None)
 
 
-def of_loss(graph: Model, student: Trainable, x: Tensor, image: str, parts: Mapping[str, float]) -> str:
+def of_loss(graph: Model, student: Trainable, x: Tensor, image: str, parts: Mapping[str, float], advice: str) -> str:
     """Why the loss of an image is not finite.   graph: the student's.   parts: terms of the loss."""
     layer = first_bad_layer(graph, student, x)
     if layer is not None:
-        return f"the output of layer {layer!r} became NaN or infinite on {image}; {ADVICE}"
+        return f"the output of layer {layer!r} became NaN or infinite on {image}; {advice}"
     bad = [term for term, value in parts.items() if not math.isfinite(value)]
     which = f"the loss term {bad[0]!r}" if bad else "the loss"
     return (
@@ -36,7 +34,7 @@ def of_loss(graph: Model, student: Trainable, x: Tensor, image: str, parts: Mapp
     )
 
 
-def of_parameter(graph: Model, parameter: str, what: str) -> str:
+def of_parameter(graph: Model, parameter: str, what: str, advice: str) -> str:
     """what: "the gradient of ", or nothing for the parameter itself."""
     bare = parameter.split(":", 1)[-1]  # "scale:conv1.weight"
     layer = ""
@@ -44,4 +42,4 @@ def of_parameter(graph: Model, parameter: str, what: str) -> str:
         if bare in {str(v.name) for v in (unit.weight, unit.bias, unit.output) if v is not None}:
             layer = f" of layer {unit.name!r}"
             break
-    return f"{what}{parameter!r}{layer} became NaN or infinite; {ADVICE}"
+    return f"{what}{parameter!r}{layer} became NaN or infinite; {advice}"

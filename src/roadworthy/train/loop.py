@@ -13,14 +13,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
-import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,17 +28,16 @@ from torch import Tensor
 
 from roadworthy.errors import InputError, TrainingError
 from roadworthy.model.model import Model
-from roadworthy.run.torch.module import GraphModule
 from roadworthy.run.torch.quantized import EVALUATION
 from roadworthy.run.torch.trainable import Trainable
 from roadworthy.train import diagnose
 from roadworthy.train.checkpoint import Checkpoints
-from roadworthy.train.feed import Feed, Item
-from roadworthy.train.parallel import World, one_thread_each, ordered
+from roadworthy.train.feed import Feed
+from roadworthy.train.gradient import Gradients, Result
+from roadworthy.train.parallel import World, one_thread_each
 from roadworthy.train.schedule import Schedule
 from roadworthy.train.state import State
 
-Feeding = Generator[tuple[Item, Any], None, None]
 Evaluate = Callable[[Trainable], float]
 Progress = Callable[[int, int, Mapping[str, float], float], None]
 """(steps done, steps, the mean loss of the last step and its parts, seconds left)"""
@@ -97,16 +93,6 @@ def train(
         return _Training(student, objective, feed, schedule, world, evaluate, checkpoints, progress).run(said)
 
 
-@dataclass(eq=False)
-class _Result:
-    """What one image gave.   parts: the loss under "loss", then its terms.   flat: gradient; None where not finite."""
-
-    item: Item
-    parts: dict[str, float]
-    flat: Tensor | None
-    used: list[bool]
-
-
 class _Training:
     def __init__(
         self,
@@ -128,10 +114,7 @@ class _Training:
                 module.to(world.device)
         extra = dict(objective.named_parameters()) if isinstance(objective, torch.nn.Module) else {}
         self.state = State(student, schedule, {k: p for k, p in extra.items() if p.requires_grad})
-        self.taps: tuple[str, ...] = tuple(getattr(objective, "taps", ()))
-        self.mixed = schedule.precision == "bf16" and allows_mixed(student)
-        self.part = world.part(schedule.batch)
-        self.threads = 1 if schedule.device == "cuda" else schedule.threads(world.local)
+        self.gradients = Gradients(student, objective, feed, schedule, world, self.state, self._refuse_loss)
         self.clean, self.stop = True, False
         self.facts = self._facts() if checkpoints else {}
 
@@ -144,18 +127,19 @@ class _Training:
             self._resume()
             if self.evaluate and state.best is None:
                 self._judge({})
+            if state.step == 0:
+                self._save()  # from here on there is always a good state to go back to
             first, since = state.step, time.monotonic()
-            with self._pools() as (compute, feeding):
+            with self.gradients:
                 while state.step < steps and not self._patience_ended():
-                    mark = self._step(compute, feeding)
-                    last = state.step == steps
-                    every = self.schedule.evaluate_every
+                    mark = self._step()
+                    last, every = state.step == steps, self.schedule.evaluate_every
                     if self.evaluate and (last or (every and state.step % every == 0)):
                         self._judge(mark)
                     if self.progress:
                         left = (time.monotonic() - since) / (state.step - first) * (steps - state.step)
                         self.progress(state.step, steps, {k: v for k, v in mark.items() if k != "step"}, left)
-                    if self.checkpoints and (last or self.checkpoints.due):
+                    if last or self._due():
                         self._save()
                     self._heed()
         if self._patience_ended():
@@ -169,84 +153,19 @@ class _Training:
         model = self.student.model(f"{said}: {state.step} steps, the best after {best}")
         return Trained(model, tuple(state.history), best, stopped, peak, seconds, found, averaged)
 
-    def _step(self, compute: ThreadPoolExecutor, feeding: Feeding) -> dict[str, Any]:
-        state, world, step = self.state, self.world, self.state.step
+    def _step(self) -> dict[str, Any]:
+        state = self.state
         self._ready(training=True)
-        state.flat.zero_()
-        kept: list[Tensor] = []
-        results: list[_Result] = []
-        error: BaseException | None = None
-        try:
-            mine = itertools.islice(feeding, len(self.part))
-            for result in ordered(compute, self._image, mine, self.threads + 1):
-                if result.flat is not None and world.first:
-                    state.flat.add_(result.flat)
-                elif result.flat is not None:
-                    kept.append(result.flat)
-                result.flat = None
-                results.append(result)
-                if not math.isfinite(result.parts["loss"]):
-                    break
-            self._refuse_loss(results)
-        except Exception as caught:
-            error = caught
-        world.together(error)
-        told = [r for share in world.everyone([(r.parts, r.used) for r in results]) for r in share]
-        world.add_up(state.flat, kept)
-        used = [any(column) for column in zip(*(u for _, u in told))]
-        state.flat.div_(self.schedule.batch)
+        parts, used = self.gradients.step()
         if not bool(torch.isfinite(state.flat).all()):
             self._refuse_parameter("the gradient of ", state.views(state.flat))
-        rate = self.schedule.lr * self.schedule.factor(step)
+        rate = self.schedule.lr * self.schedule.factor(state.step)
         self.clean = False
         norm = state.descend(used)
         self.clean = True
-        mark = {"step": state.step, **_mean([p for p, _ in told]), "norm": norm, "lr": rate}
+        mark = {"step": state.step, **parts, "norm": norm, "lr": rate}
         state.history.append(mark)
         return mark
-
-    def _image(self, pair: tuple[Item, Any]) -> _Result:
-        """Loss and gradients of one image, in a thread of its own."""
-        item, target = pair
-        state = self.state
-        with torch.enable_grad():
-            # The cache of cast weights belongs to all threads, and one that leaves empties it for the others.
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.mixed, cache_enabled=False):
-                found = self.student(item.x, self.taps)
-            if self.mixed:
-                found = {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
-            loss, terms = self.objective(found, target, self.schedule.share(state.step))
-            parts = {"loss": float(loss.detach()), **terms}
-            flat, used = torch.zeros_like(state.flat), [False] * len(state.parameters)
-            if not math.isfinite(parts["loss"]):
-                return _Result(item, parts, None, used)
-            if loss.requires_grad:  # an image that says nothing is a loss without a graph
-                gradients = torch.autograd.grad(loss, state.parameters, allow_unused=True)
-                for k, (into, gradient) in enumerate(zip(state.views(flat), gradients)):
-                    if gradient is not None:
-                        into.copy_(gradient)
-                        used[k] = True
-        return _Result(item, parts, flat, used)
-
-    @contextlib.contextmanager
-    def _pools(self) -> Iterator[tuple[ThreadPoolExecutor, Feeding]]:
-        """Threads that work on images, and images that are opened ahead of them, never more than two steps' worth."""
-        places = ((s, k) for s in range(self.state.step, self.schedule.steps) for k in self.part)
-        with (
-            ThreadPoolExecutor(self.threads, thread_name_prefix="train") as compute,
-            ThreadPoolExecutor(max(self.threads // 2, 1), thread_name_prefix="feed") as feeders,
-        ):
-            feeding = ordered(feeders, self._fetch, places, min(2 * len(self.part), 2 * self.threads + 2))
-            try:
-                yield compute, feeding
-            finally:
-                feeding.close()
-
-    def _fetch(self, place: tuple[int, int]) -> tuple[Item, Any]:
-        item = self.feed.item(*place)
-        item = Item(item.x.to(self.world.device), item.truth, item.name)
-        with torch.no_grad():
-            return item, self.objective.target(item.x, item.truth)
 
     # Evaluation.
 
@@ -287,16 +206,19 @@ class _Training:
 
     # What can go wrong.
 
-    def _refuse_loss(self, results: list[_Result]) -> None:
-        last = results[-1] if results else None
-        if last and not math.isfinite(last.parts["loss"]):
-            terms = {k: v for k, v in last.parts.items() if k != "loss"}
-            self._refuse(diagnose.of_loss(self.graph, self.student, last.item.x, last.item.name, terms))
+    def _refuse_loss(self, found: Result) -> None:
+        terms = {k: v for k, v in found.parts.items() if k != "loss"}
+        item = found.item
+        self._refuse(diagnose.of_loss(self.graph, self.student, item.x, item.name, terms, self._advice))
 
     def _refuse_parameter(self, what: str, tensors: list[Tensor]) -> None:
         """Refuses where one of these tensors, of the parameters in order, is not finite."""
         if name := self.state.not_finite(tensors):
-            self._refuse(diagnose.of_parameter(self.graph, name, what))
+            self._refuse(diagnose.of_parameter(self.graph, name, what, self._advice))
+
+    @property
+    def _advice(self) -> str:
+        return f"train with a lower learning rate than {self.schedule.lr:g}"
 
     def _refuse(self, sentence: str) -> NoReturn:
         kept = ""
@@ -325,6 +247,10 @@ class _Training:
         saved = self.world.agreed(lambda: self.checkpoints.load(self.facts))  # type: ignore[union-attr]
         if saved is not None:
             self.state.unpack(saved)
+
+    def _due(self) -> bool:
+        """By the clock of the first process, which writes."""
+        return bool(self.checkpoints) and self.world.agreed(lambda: self.checkpoints.due)  # type: ignore[union-attr]
 
     def _save(self) -> None:
         self._refuse_parameter("", [p.detach() for p in self.state.parameters])  # a bad state replaces no good one
@@ -363,11 +289,6 @@ class _Training:
         return f"interrupted after {state.step} of {self.schedule.steps} steps; {where}"
 
 
-def allows_mixed(student: Trainable) -> bool:
-    """Whether a student may compute in bf16: float networks, unless they say otherwise by `mixed_precision`."""
-    return bool(getattr(student, "mixed_precision", isinstance(student, GraphModule)))
-
-
 def fingerprint(model: Model) -> str:
     """SHA-256 of a graph with its weights and encodings."""
     total = hashlib.sha256(model.fingerprint.encode())
@@ -377,12 +298,6 @@ def fingerprint(model: Model) -> str:
             value = getattr(model.encodings[name], field.name)
             total.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
     return total.hexdigest()
-
-
-def _mean(parts: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each part over the images, added in their order."""
-    names = dict.fromkeys(name for one in parts for name in one)
-    return {name: sum(one.get(name, 0.0) for one in parts) / len(parts) for name in names}
 
 
 def peak_mb() -> float:
