@@ -19,68 +19,21 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as f
 from torch import Tensor
 
 from roadworthy.run.torch.heads import Parts
+from roadworthy.train.boxes import overlaps
+from roadworthy.train.features import Features
+from roadworthy.train.labelled import Labels, SoftLabels
 from roadworthy.train.reading import Seen
+from roadworthy.train.target import Target, Term, binary_divergence, divergence, relative_noise, temperature_at
 
 FLOOR = 0.01
 """Cells whose best score is below this on both sides are background to any threshold in use."""
 _TINY = 1e-9
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is known of one image.
-
-    teachers: what each teacher sees.   weights: of the teachers, summing to 1.   alike: which of them have outputs that
-    can be compared with the student's number by number.
-    """
-
-    teachers: tuple[Seen, ...]
-    weights: tuple[float, ...]
-    alike: tuple[int, ...]
-
-    def mean(self, of: Callable[[Seen], Tensor]) -> Tensor:
-        """The weighted mean over the teachers whose outputs are alike."""
-        total = sum(self.weights[k] for k in self.alike)
-        made = [of(self.teachers[k]) * (self.weights[k] / total) for k in self.alike]
-        return made[0] if len(made) == 1 else torch.stack(made).sum(0)
-
-
-class Term(Protocol):
-    """tasks: of which it speaks: "classify", "detect", "raw"."""
-
-    tasks: ClassVar[tuple[str, ...]]
-
-    @property
-    def weight(self) -> float:
-        """Its factor in the sum."""
-        ...
-
-    def __call__(self, student: Seen, target: Target, share: float) -> Tensor:
-        """The term for one image, a scalar; share: how much of the training is done, 0..1."""
-        ...
-
-
-def temperature_at(start: float, share: float) -> float:
-    """From `start` down to 1 by half a cosine."""
-    return 1.0 + (start - 1.0) * 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
-
-
-def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
-    """KL(teacher || softmax(logits)) over the last axis, in nats.   teacher: probabilities."""
-    return (torch.xlogy(teacher, teacher) - teacher * f.log_softmax(logits, -1)).sum(-1)
-
-
-def binary_divergence(teacher: Tensor, logits: Tensor) -> Tensor:
-    """KL between Bernoulli distributions, element by element, in nats.   teacher: probabilities."""
-    entropy = torch.xlogy(teacher, teacher) + torch.xlogy(1 - teacher, 1 - teacher)
-    return f.binary_cross_entropy_with_logits(logits, teacher, reduction="none") + entropy
 
 
 @dataclass(frozen=True)
@@ -93,6 +46,7 @@ class Logits:
     weight: float = 1.0
     temperature: float = 4.0
     tasks: ClassVar[tuple[str, ...]] = ("classify",)
+    compares_outputs: ClassVar[bool] = True
 
     def __call__(self, student: Seen, target: Target, share: float) -> Tensor:
         t = temperature_at(self.temperature, share)
@@ -111,6 +65,7 @@ class Scores:
     weight: float = 1.0
     temperature: float = 1.0
     tasks: ClassVar[tuple[str, ...]] = ("detect",)
+    compares_outputs: ClassVar[bool] = True
 
     def __call__(self, student: Seen, target: Target, share: float) -> Tensor:
         t = temperature_at(self.temperature, share)
@@ -130,6 +85,7 @@ class Boxes:
 
     weight: float = 1.0
     tasks: ClassVar[tuple[str, ...]] = ("detect",)
+    compares_outputs: ClassVar[bool] = True
 
     def __call__(self, student: Seen, target: Target, share: float) -> Tensor:
         _, kept, _ = _kept(student, target)
@@ -145,6 +101,7 @@ class Distribution:
     weight: float = 1.0
     temperature: float = 1.0
     tasks: ClassVar[tuple[str, ...]] = ("detect",)
+    compares_outputs: ClassVar[bool] = True
 
     def __call__(self, student: Seen, target: Target, share: float) -> Tensor:
         bins = _cells(student).bins
@@ -170,6 +127,7 @@ class Agreement:
     weight: float = 1.0
     softness: float = 0.01
     tasks: ClassVar[tuple[str, ...]] = ("classify", "detect", "raw")
+    compares_outputs: ClassVar[bool] = True
 
     def __call__(self, student: Seen, target: Target, share: float) -> Tensor:
         e = self.softness
@@ -204,27 +162,6 @@ def _noise(student: Seen, target: Target) -> Tensor:
 
 def _output(index: int, seen: Seen) -> Tensor:
     return seen.values[seen.outputs[index]]
-
-
-def relative_noise(found: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error over the square of what is wanted."""
-    return (found - wanted).square().sum() / wanted.square().sum().clamp(min=_TINY)
-
-
-def overlaps(a: Tensor, b: Tensor, generalized: bool = False) -> Tensor:
-    """(N, 4) and (N, 4) boxes xyxy -> (N,) IoU in 0..1, row by row; GIoU in -1..1 where generalized."""
-    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    union = _area(a) + _area(b) - shared
-    iou = shared / union.clamp(min=_TINY)
-    if not generalized:
-        return iou
-    hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
-    return iou - (hull - union) / hull.clamp(min=_TINY)
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
 
 
 def teacher_boxes(target: Target, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,4 +225,8 @@ TERMS: Mapping[str, Callable[..., Term]] = {
     "boxes": Boxes,
     "distribution": Distribution,
     "agreement": Agreement,
+    "features": Features,
+    "labels": Labels,
+    "soft_labels": SoftLabels,
 }
+NAMES = {kind: name for name, kind in TERMS.items()}

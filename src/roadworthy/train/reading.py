@@ -13,7 +13,8 @@ Where that cannot be done (scores that are products, say), the logits are log(p 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +30,19 @@ from roadworthy.run.torch.moves import MOVES
 
 LEAST = 1e-6
 """Scores closer to 0 or 1 count as that close, where a logit has to be worked out from a score."""
+COMPARED = ("kind", "num_classes", "strides", "anchors", "decoded", "reg_max", "box_format", "background")
+"""What has to be equal in two decode specs for their outputs to mean the same, number by number."""
 
 
 @dataclass(frozen=True)
 class Seen:
     """What one network says of one image.
 
-    values: outputs and taps by name.   outputs: names of the outputs.   row: of a classifier, (C,) logits, background
-    included.   cells: of a detector, its parts with logits.   boxes, scores: of a detector, (N, 4) and (N, C) as decoded.
+    values: outputs and taps by name.   outputs: names of the outputs.
+    row: of a classifier, (C,) logits, background included.
+    cells: of a detector, its parts with logits.   boxes, scores: of a detector, (N, 4) and (N, C) as decoded.
+    spec: of a detector, how it was decoded.
+    features: of a student, its side of the pairs of each term, in the teachers' channels.
     """
 
     values: Mapping[str, Tensor]
@@ -45,6 +51,8 @@ class Seen:
     cells: Parts | None = None
     boxes: Tensor | None = None
     scores: Tensor | None = None
+    features: Mapping[Any, tuple[Tensor, ...]] = field(default_factory=dict)
+    spec: DecodeSpec | None = None
 
 
 class Reader:
@@ -79,7 +87,22 @@ class Reader:
             return Seen(found, self.outputs, row if logits else torch.log(row.clamp(min=LEAST)))
         whole = parts(outputs, spec)
         cells = parts(before, replace(spec, scores_are_logits=True)) if logits else _with_logits(whole)
-        return Seen(found, self.outputs, cells=cells, boxes=whole.boxes, scores=whole.scores())
+        return Seen(found, self.outputs, cells=cells, boxes=whole.boxes, scores=whole.scores(), spec=spec)
+
+
+def differences(a: Reader, b: Reader) -> str:
+    """How the outputs of two networks differ, in words; empty where they can be compared number by number."""
+    if list(a.shapes.values()) != list(b.shapes.values()):
+        return f"{_shapes(a)} against {_shapes(b)}"
+    one, other = a.task.decode, b.task.decode
+    for name in COMPARED:
+        if getattr(one, name) != getattr(other, name):
+            return f"both {_shapes(a)}, but {name} {getattr(one, name)} against {getattr(other, name)}"
+    return ""
+
+
+def _shapes(reader: Reader) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape or ()))}" for name, shape in reader.shapes.items())
 
 
 def _row(outputs: Mapping[str, Tensor], spec: DecodeSpec) -> Tensor:
