@@ -105,9 +105,9 @@ def round_to(v: Tensor, zero: Tensor | float, lo: Tensor | float, hi: Tensor | f
     """clamp(rint(v) + zero, lo, hi): codes as float32, rounded half to even.
 
     v: any shape, in code units.   zero, lo, hi: whole numbers, broadcastable to v.
-    Backward: to v, grad * slope(v) where v + zero lies in lo..hi, else 0 (so that a ReLU
-    ends where the ReLU does; by the rounded value, ReLU networks' gradients turn by some per cent). To zero, grad where it does, else 0:
-    with x' = (q - zero) s that is 0 inside and -s outside, the offset's gradient of LSQ+ (Bhalgat et al. 2020,
+    Backward: to v, grad * slope(v) where v + zero lies in lo..hi, else 0: a ReLU ends where the ReLU does (by the
+    rounded value, the gradients of ReLU networks turn by some per cent). To zero, grad there, else 0: with
+    x' = (q - zero) s that is 0 inside and -s outside, the offset's gradient of LSQ+ (Bhalgat et al. 2020,
     arXiv:2004.09576; its offset beta is -zero s).
     """
     zero = zero if isinstance(zero, Tensor) else v.new_tensor(zero)
