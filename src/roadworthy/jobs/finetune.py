@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roadworthy.data.dataset import Dataset
+from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.assess import plan_in
 from roadworthy.jobs.cache import Cache, JobShelf
@@ -32,6 +33,7 @@ from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
 from roadworthy.model.qdq import from_qdq, has_qdq
 from roadworthy.model.units import units
+from roadworthy.quantize.latent import unrounded
 from roadworthy.recipe import Calibration, CorrectBias, Finetune, Fold, Quantize, Recipe, read_recipe
 from roadworthy.run.targets import TARGETS
 from roadworthy.run.torch import need_torch
@@ -117,6 +119,9 @@ def finetune(
         for difference in student.task.differences(job.model.task):
             job.ui.note(f"{student.source}: {difference}; the original's task is used")
     student = student.with_task(job.model.task)
+    share = None
+    if student.encodings:
+        student, share = unrounded(student, Fold()(job.model, Samples(())))
     lowered(student if not student.encodings else job.model, (settings.target_name,), settings)
     recipe = _recipe(job, student, settings)
     every = job.dataset.calibration
@@ -133,6 +138,8 @@ def finetune(
         Calibration.kept_on(JobShelf(stages, Cache() if settings.cache else None)),
         Training.kept_on(stages.folder, workers=settings.threads),
     ):
+        if share is not None:
+            job.ui.note(f"{student.source}: {100 * share:.0f} % of its weights are the original's, rounded")
         found, judge = _trained(job, student, recipe, context, stages)
         proof = job.prove(found, judge, stages)
     return job.write(found, proof, stages)
