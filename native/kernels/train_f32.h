@@ -274,7 +274,7 @@ void backward_strip(const TrainEpilogue& e, const Line& k, const Strip& s, Sums&
       const int n = s.in(begin + j), part = static_cast<int>((begin + j) % s.parts);
       const V acc = load_any(s.acc + at, n), grad = load_any(s.grad + at, n);
       if constexpr (!has_function) {
-        const V v = clamped(acc * k.m, -32768.0f, 32767.0f), d = if_within(nearest_whole(v), k.lo, k.hi, grad * slope_of(e, v));
+        const V v = clamped(acc * k.m, -32768.0f, 32767.0f), d = if_within(v, k.lo, k.hi, grad * slope_of(e, v));
         store_any(s.to + at, d * k.m, n);
         add_to(sums[0][part], d * acc, n);
         continue;
@@ -286,13 +286,13 @@ void backward_strip(const TrainEpilogue& e, const Line& k, const Strip& s, Sums&
         add_to(sums[0][part], h * acc, n);
         continue;
       }
-      const V v = clamped(y * k.per_out, -32768.0f, 32767.0f), d = if_within(nearest_whole(v), k.lo, k.hi, grad * slope_of(e, v));
+      const V v = clamped(y * k.per_out, -32768.0f, 32767.0f), d = if_within(v, k.lo, k.hi, grad * slope_of(e, v));
       V h = d * k.per_out * slope;
       add_to(sums[1][part], d * y, n);
       if constexpr (has_table) {
         const V u = clamped(acc * k.m, -32768.0f, 32767.0f), i = nearest_whole(u);
         add_to(sums[2][part], h * within(i, first_index, last_index), n);
-        h = if_within(i, first_index, last_index, h * k.s_before * slope_of(e, u));
+        h = if_within(u, first_index, last_index, h * k.s_before * slope_of(e, u));
       }
       store_any(s.to + at, h * (has_table ? k.m : k.s_acc), n);
       add_to(sums[0][part], h * acc, n);
