@@ -1,4 +1,4 @@
-"""Epilogues in one compiled pass: the codes of the plain form, gradients near its own in float64, the same on every path.
+"""Epilogues in one compiled pass: the plain form's codes, gradients near its own in float64, the same on every path.
 
 Bounds of gradients. u = 2^-24. A derivative of an activation at x is made of at most a dozen roundings and two
 exponentials (9.2e-8 each) of terms below 1 + |x|: 2e-6 (1 + |x|) covers it; gelu_erf's sequence is a fit of Phi good to
@@ -20,7 +20,7 @@ from roadworthy.model.encoding import Encoding  # noqa: E402
 from roadworthy.run import arithmetic as ar  # noqa: E402
 from roadworthy.run.torch import finish as f  # noqa: E402
 from roadworthy.run.torch import fused  # noqa: E402
-from roadworthy.run.torch.surrogates import GRADIENTS, Gradient, dsq, fourier  # noqa: E402
+from roadworthy.run.torch.surrogates import EDGE, GRADIENTS, Gradient, dsq, fourier  # noqa: E402
 
 U = 2.0**-24
 SHAPES = {"image": (1, 5, 7, 9), "wide": (1, 2, 70, 71), "rows": (300, 21), "tokens": (2, 5, 19), "one": (1, 137, 1, 1)}
@@ -144,12 +144,11 @@ def check_gradients(case: Case, name: str) -> None:
     y = x if case.kind == "linear" else ar.exact(function, x)
     v = y / s_out
     if rounds:  # no gradient where rounding decides what is inside
-        near = np.minimum(
-            *(np.abs(v - float(b - case.k.out_zero) + h) for b, h in ((case.k.lo, 0.5), (case.k.hi, -0.5)))
-        )
+        ends = (float(b - case.k.out_zero) for b in (case.k.lo - EDGE, case.k.hi + EDGE))
+        near = np.minimum(*(np.abs(v - end) for end in ends))
         if table:
             z = float(case.k.zero.reshape(-1)[0])
-            near = np.minimum(near, np.minimum(np.abs(u + z + 0.5), np.abs(u + z - 255.5)))
+            near = np.minimum(near, np.minimum(np.abs(u + z + EDGE), np.abs(u + z - 255 - EDGE)))
         assert (near > 1e-4).mean() > 0.98
         case.grad[near <= 1e-4] = 0
     exact, found = case.run(gradient, None, torch.float64), case.run(gradient, "")
