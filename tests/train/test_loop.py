@@ -135,6 +135,40 @@ def test_training_stops_when_nothing_gets_better():
     assert math.isinf(run(replace(SHORT, steps=2), aim=aim, evaluate=lambda student: math.nan).distances[1])
 
 
+def test_patience_outlives_an_interruption(tmp_path: Path):
+    schedule, path = replace(SHORT, evaluate_every=5, patience=2), tmp_path / "c.rwt"
+
+    def interrupt(step: int, *_: object) -> None:
+        if step in (7, 10):
+            signal.raise_signal(signal.SIGINT)
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(schedule, evaluate=lambda student: 1.0, checkpoints=Checkpoints(path, resume=True), progress=interrupt)
+    found = run(schedule, evaluate=lambda student: 1.0, checkpoints=Checkpoints(path, resume=True))
+    assert found.history[-1]["step"] == 10
+
+
+def test_the_average_follows_its_formula():
+    """(1 + t) / (10 + t) of the old and the rest of the new, until `ema` is less."""
+    kept = [p.detach().double() for p in Student(network(0)).parameters()]
+    for steps, decay in ((1, 0.1), (2, 2 / 11), (3, 0.2)):
+        schedule = replace(SHORT, steps=3, ema=0.2)
+        feed, student = Feed(pictures(12), TASK, 4, 0), Student(network(0))
+
+        def stop(step: int, *_: object, steps: int = steps) -> None:
+            if step == steps:
+                raise KeyboardInterrupt
+
+        with pytest.raises(Interrupted):
+            train(student, Imitation(network(1)), feed, schedule, progress=stop)
+        kept = [decay * a + (1 - decay) * p.detach().double() for a, p in zip(kept, student.parameters())]
+    averaged = Student(network(0))
+    train(averaged, Imitation(network(1)), Feed(pictures(12), TASK, 4, 0), replace(SHORT, steps=3, ema=0.2))
+    for wanted, parameter in zip(kept, averaged.parameters()):
+        torch.testing.assert_close(parameter.double(), wanted, rtol=0, atol=4 * 2**-24 * float(wanted.abs().max()))
+
+
 def test_without_evaluation_the_average_is_delivered():
     found, last = run(evaluate=None), run(replace(SHORT, ema=0.0), evaluate=None)
     assert found.averaged and found.best_step == 30 and found.distances is None
