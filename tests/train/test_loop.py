@@ -273,17 +273,18 @@ def test_a_loss_that_is_not_finite_by_itself_names_its_term():
         run(aim=Nan(network(1)))
 
 
-def test_ctrl_c_ends_the_step_keeps_everything_and_says_so(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_step_keeps_everything_and_says_so(tmp_path: Path, number: signal.Signals):
     path = tmp_path / "kept" / "c.rwt"
 
     def interrupt(step: int, *_: object) -> None:
         if step == 5:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"interrupted after 5 of 30 steps; go on with --resume from .*c.rwt$"):
         run(checkpoints=Checkpoints(path), progress=interrupt)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     told: list[int] = []
     found = run(checkpoints=Checkpoints(path, resume=True), progress=lambda step, *_: told.append(step))
     assert told[0] == 6 and weights_of(found.model) == weights_of(run().model)
