@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Settings": "jobs.compress", "compress": "jobs.compress", "Outcome": "jobs.compress",
     "load": "model.model", "Model": "model.model", "Encoding": "model.encoding", "QuantSpec": "model.encoding",
+    "from_torch": "model.from_torch", "to_state_dict": "model.state",
     "Task": "model.task", "Preprocess": "data.preprocess", "DecodeSpec": "detect.spec",
     "Detections": "detect.detections", "Truth": "detect.detections",
     "Sample": "data.samples", "Samples": "data.samples", "Dataset": "data.dataset", "read": "data.readers",

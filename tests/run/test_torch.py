@@ -244,3 +244,37 @@ def test_refusals():
         module.constant("forward")[0] = torch.nan
     with pytest.raises(InputError, match="'forward' became NaN"):
         bridge.write_back(model, module)
+
+
+def test_parameters_have_kinds():
+    """Weights once, though one is a bias elsewhere; the 3 of a hard-swish and running statistics are not trained."""
+    nodes = [
+        N("Conv", ["x", "w", "b"], ["c"]),
+        N("BatchNormalization", ["c", "gamma", "beta", "mean", "variance"], ["n"]),
+        N("PRelu", ["n", "slope"], ["p"]),
+        N("MatMul", ["p", "m"], ["q"]),
+        N("Add", ["q", "k"], ["r"]),
+        N("MatMul", ["r", "m"], ["s"]),
+        N("Add", ["s", "three"], ["t"]),
+        N("Clip", ["t", "zero", "six"], ["u"]),
+        N("Mul", ["s", "u"], ["v"]),
+        N("Div", ["v", "six"], ["y"]),
+    ]
+    weights = {
+        "w": rand(4, 3, 3, 3), "b": rand(4), "gamma": rand(4), "beta": rand(4), "mean": rand(4), "slope": rand(4, 1, 1),
+        "variance": np.abs(rand(4)), "m": rand(6, 6), "k": rand(6), "three": np.float32(3), "zero": np.float32(0),
+        "six": np.float32(6),
+    }  # fmt: skip
+    model = load(build(nodes, weights))
+    module = bridge.module_of(model)
+    groups = module.groups()
+    assert {k: sorted(v) for k, v in groups.items()} == {
+        "weights": ["m", "w"], "biases": ["b", "beta", "gamma", "k", "slope"],
+    }  # fmt: skip
+    assert sorted(n for names in groups.values() for n in names) == sorted(n for n, _ in module.named_parameters())
+    module.prepare(0, 0)
+    with torch.no_grad():
+        module.constant("gamma").mul_(2)
+    trained = module.model("train: 1 step")
+    assert trained.history[-1] == "train: 1 step"
+    np.testing.assert_array_equal(bridge.module_of(trained).constant("gamma").detach().numpy(), 2 * weights["gamma"])

@@ -31,6 +31,7 @@ class Schedule:
 
     steps: optimizer steps.   batch: images of a step; its gradient is their mean.
     lr: highest learning rate of weights; bias_lr of biases and slopes, scale_lr of quantization scales (None: as lr).
+        With "adamw" in shares: of each tensor's root mean square as it was before training, and of each scale.
     weight_decay: of weights alone (decoupled from the gradient with "adamw").   warmup: steps of rising learning rate.
     clip: largest norm of the whole gradient; 0 for no limit.   momentum: of "sgd".
     ema: decay of the running average of the parameters, 0 for none; shorter at the beginning, (1 + t) / (10 + t).

@@ -153,7 +153,16 @@ def _collect(
     groups = []
     for kind in ("weights", "biases", "scales"):
         members = [p for n, p in every.items() if kinds.get(n, "weights") == kind]
-        if members:
-            decay = schedule.weight_decay if kind == "weights" else 0.0
-            groups.append({"params": members, "weight_decay": decay, "highest": schedule.rate(kind)})
+        decay = schedule.weight_decay if kind == "weights" else 0.0
+        relative = schedule.optimizer == "adamw" and kind != "scales"
+        sizes = [_size(p) if relative else 1.0 for p in members]
+        for size in dict.fromkeys(sizes):
+            alike = [p for p, own in zip(members, sizes) if own == size]
+            groups.append({"params": alike, "weight_decay": decay, "highest": schedule.rate(kind) * size})
     return list(every), list(every.values()), groups
+
+
+def _size(parameter: torch.nn.Parameter) -> float:
+    """The root mean square of a tensor: a step of Adam is a number, which says nothing until it is held against what it
+    is added to. Folded networks have layers a thousand times as large as others. 1 where all is zero."""
+    return float(parameter.detach().double().square().mean().sqrt()) or 1.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model
-from roadworthy.model.units import units
 from roadworthy.run.torch.operators import OPERATORS
+from roadworthy.run.torch.parameters import kinds
 
 
 class GraphModule(nn.Module):
-    """A float graph. Weights, biases and slopes of its layers are parameters, all other constants buffers.
+    """A float graph, `Trainable`. What `parameters.kinds` names is a parameter, all other constants are buffers.
 
     Both are registered under the name of their initializer ("head.0.weight" lies in the submodules `head` and `0`), so
     that `named_parameters` and `state_dict` speak the graph's language. `.double()` and `.to()` work as usual.
+    `forward` writes nothing but its result, so that several threads may call it at the same time.
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.source = model.source
+        self._model, self.source = model, model.source
         self.input_name, self.input_shape = model.input_name, model.input_shape
         self.output_names = model.output_names
         self.value_names = frozenset(g.values(model.ir))
@@ -37,11 +38,10 @@ class GraphModule(nn.Module):
                     f"{node.op_type} {node.name!r} is an operator that the PyTorch bridge does not know, so"
                     f" {model.source} gets no gradients"
                 )
-        owned = _owned(model)
+        self._kinds = kinds(model)
         self._home: dict[str, tuple[nn.Module, str]] = {}
         for name, array in constants(model).items():
-            trained = name in owned and array.dtype.kind == "f"
-            self._register(name, torch.from_numpy(np.array(array)), trained)
+            self._register(name, torch.from_numpy(np.array(array)), name in self._kinds)
         self._dying = _last_uses(self._nodes)
 
     def forward(self, x: Tensor, taps: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -67,6 +67,31 @@ class GraphModule(nn.Module):
                 if name not in wanted:
                     values.pop(name, None)
         return {name: self._value(values, name) for name in (*self.output_names, *taps)}
+
+    def prepare(self, step: int, seed: int) -> None:
+        """A float network draws nothing."""
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Names of the parameters: "weights" and "biases" (with slopes, and scale and shift of normalizations)."""
+        names = [name for name, _ in self.named_parameters()]
+        return {kind: [n for n in names if self._kinds[n] == kind] for kind in ("weights", "biases")}
+
+    def model(self, step: str) -> Model:
+        """The graph with the parameters as they are now. Raises as `write_back` does."""
+        return write_back(self._model, self, step)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
+        """Parameters and buffers are copied; the graph, a value, is shared."""
+        made = GraphModule(self._model)
+        memo[id(self)] = made
+        for name, (home, leaf) in self._home.items():
+            other = made._home[name][0]
+            if leaf in home._parameters:
+                old = self.constant(name)
+                other._parameters[leaf] = nn.Parameter(old.detach().clone(), old.requires_grad)
+            else:
+                other._buffers[leaf] = self.constant(name).clone()
+        return made.train(self.training)
 
     def constant(self, name: str) -> Tensor:
         """The parameter or buffer of an initializer. Raises KeyError where the graph has none of that name."""
@@ -96,18 +121,6 @@ def constants(model: Model) -> dict[str, NDArray]:
     """The arrays of all initializers by name."""
     found = {name: g.constant(value) for name, value in g.values(model.ir).items()}
     return {name: array for name, array in found.items() if array is not None}
-
-
-def _owned(model: Model) -> set[str]:
-    """Names of the constants that layers train: weights, biases, slopes; not bounds such as the 6 of a ReLU6."""
-    found: set[str] = set()
-    for unit in units(model.ir):
-        found |= {str(v.name) for v in (unit.weight, unit.bias) if v is not None}
-        for node in unit.nodes[1:]:
-            added = node.op_type == "Add" and unit.anchor.op_type == "MatMul" and node is unit.nodes[1]
-            if added or node.op_type == "PRelu":
-                found |= {str(v.name) for v in node.inputs if v is not None and g.constant(v) is not None}
-    return found
 
 
 def _last_uses(nodes: Sequence[g.Node]) -> list[list[str]]:
