@@ -91,26 +91,43 @@ def test_a_step_is_that_of_the_whole_batch(optimizer: str):
     train(student, aim, feed, schedule)
     twin = Student(network(0))
     named = dict(twin.named_parameters())
-    groups = [{"params": [p for n, p in named.items() if n.endswith(kind)], "weight_decay": decay}
-              for kind, decay in (("weight", 0.1), ("bias", 0.0))]  # fmt: skip
+    groups = []
+    for name, parameter in named.items():
+        size = float(parameter.detach().square().mean().sqrt()) if optimizer == "adamw" else 1.0
+        rate, decay = (0.02, 0.1) if name.endswith("weight") else (0.5, 0.0)
+        groups.append({"params": [parameter], "rate": rate * size, "weight_decay": decay / size})
     kinds = {"adamw": torch.optim.AdamW(groups), "sgd": torch.optim.SGD(groups, lr=1.0, momentum=0.9)}
     for step, factor in enumerate((0.5, 1.0, 1.0)):
         kinds[optimizer].zero_grad()
         losses = [aim(twin(i.x, aim.taps), aim.target(i.x, None), 0.0)[0] for i in feed.items(step)]
         torch.stack(losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(list(twin.parameters()), 0.05)
-        for group, rate in zip(kinds[optimizer].param_groups, (0.02, 0.5)):
-            group["lr"] = rate * factor
+        for group in kinds[optimizer].param_groups:
+            group["lr"] = group["rate"] * factor
         kinds[optimizer].step()
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter, named[name], rtol=1e-4, atol=1e-6)
 
 
 def test_groups_have_their_own_rates_and_only_weights_decay():
-    schedule = Schedule(lr=0.1, bias_lr=0.2, weight_decay=0.3)
+    schedule = Schedule(lr=0.1, bias_lr=0.2, weight_decay=0.3, optimizer="sgd")
     groups = State(Student(network()), schedule, {}).optimizer.param_groups
     assert [(g["highest"], g["weight_decay"], len(g["params"])) for g in groups] == [(0.1, 0.3, 2), (0.2, 0.0, 2)]
     assert schedule.rate("scales") == 0.1 and replace(schedule, scale_lr=0.0).rate("scales") == 0.0
+
+
+def test_a_step_is_a_share_of_what_it_changes():
+    """Adam's first step moves every number of a tensor by its rate, whatever the gradient: 1 % of the tensor's root
+    mean square here, in small layers as in large ones. Its epsilon, 1e-8, takes a little where gradients are small."""
+    student = Student(network(0))
+    for name, factor in (("a.weight", 30.0), ("b.weight", 1 / 30), ("b.bias", 100.0)):
+        student.constant(name).data.mul_(factor)
+    before = {n: p.detach().clone() for n, p in student.named_parameters()}
+    schedule = replace(SHORT, steps=1, warmup=0, lr=0.01, ema=0.0, clip=0.0)
+    train(student, Imitation(network(1)), Feed(pictures(12), TASK, 4), schedule)
+    for name, parameter in student.named_parameters():
+        share = float((parameter.detach() - before[name]).norm() / before[name].norm())
+        assert share == pytest.approx(0.01, rel=1e-3), name
 
 
 def test_the_rate_rises_in_a_line_and_falls_by_half_a_cosine():
