@@ -12,9 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, Imitation, Student, network, pictures, weights_of  # noqa: E402
+from training import TASK, Imitation, network, pictures, weights_of  # noqa: E402
 
 from roadworthy.errors import InputError, TrainingError  # noqa: E402
+from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402
 from roadworthy.train.checkpoint import Checkpoints  # noqa: E402
 from roadworthy.train.feed import Feed  # noqa: E402
 from roadworthy.train.gradient import allows_mixed  # noqa: E402

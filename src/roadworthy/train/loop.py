@@ -233,6 +233,7 @@ class _Training:
             "student": fingerprint(self.graph),
             "settings of the student": repr(getattr(self.student, "settings", None)),
             "loss": repr(getattr(self.objective, "terms", None)),
+            "weights of the teachers": repr(getattr(self.objective, "weights", None)),
             "teachers": [fingerprint(t.model) for t in getattr(self.objective, "teachers", ())],
             **self.schedule.facts(),
         }
