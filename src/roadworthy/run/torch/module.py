@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model
-from roadworthy.run.torch.operators import OPERATORS
+from roadworthy.run.torch.moves import Operator
+from roadworthy.run.torch.operators import operator_of
 from roadworthy.run.torch.parameters import kinds
 
 
@@ -32,12 +33,15 @@ class GraphModule(nn.Module):
         self.output_names = model.output_names
         self.value_names = frozenset(g.values(model.ir))
         self._nodes = g.nodes(model.ir)
+        self._operators: list[Operator] = []
         for node in self._nodes:
-            if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+            operator = operator_of(node)
+            if operator is None:
                 raise UnsupportedError(
                     f"{node.op_type} {node.name!r} is an operator that the PyTorch bridge does not know, so"
                     f" {model.source} gets no gradients"
                 )
+            self._operators.append(operator)
         self._kinds = kinds(model)
         self._home: dict[str, tuple[nn.Module, str]] = {}
         for name, array in constants(model).items():
@@ -59,9 +63,9 @@ class GraphModule(nn.Module):
                 raise KeyError(name)
         wanted = {*self.output_names, *taps}
         values: dict[str, Tensor] = {self.input_name: x}
-        for node, dying in zip(self._nodes, self._dying):
+        for node, operator, dying in zip(self._nodes, self._operators, self._dying):
             inputs = [None if v is None or not v.name else self._value(values, v.name) for v in node.inputs]
-            for value, made in zip(node.outputs, OPERATORS[node.op_type](node, inputs)):
+            for value, made in zip(node.outputs, operator(node, inputs)):
                 values[str(value.name)] = made
             for name in dying:  # what nobody reads any more frees its memory, unless a gradient needs it
                 if name not in wanted:
