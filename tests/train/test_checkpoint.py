@@ -11,9 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, Imitation, Student, network, pictures  # noqa: E402
+from training import TASK, Imitation, network, pictures  # noqa: E402
 
 from roadworthy.errors import InputError  # noqa: E402
+from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402
 from roadworthy.train.checkpoint import MAGIC, Checkpoints, read  # noqa: E402
 from roadworthy.train.feed import Feed  # noqa: E402
 from roadworthy.train.loop import train  # noqa: E402

@@ -12,9 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, Imitation, Student, network, pictures, weights_of  # noqa: E402
+from training import TASK, Imitation, network, pictures, weights_of  # noqa: E402
 
 from roadworthy.errors import InputError, TrainingError  # noqa: E402
+from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402
 from roadworthy.train.checkpoint import Checkpoints  # noqa: E402
 from roadworthy.train.feed import Feed  # noqa: E402
 from roadworthy.train.gradient import allows_mixed  # noqa: E402
@@ -91,26 +92,43 @@ def test_a_step_is_that_of_the_whole_batch(optimizer: str):
     train(student, aim, feed, schedule)
     twin = Student(network(0))
     named = dict(twin.named_parameters())
-    groups = [{"params": [p for n, p in named.items() if n.endswith(kind)], "weight_decay": decay}
-              for kind, decay in (("weight", 0.1), ("bias", 0.0))]  # fmt: skip
+    groups = []
+    for name, parameter in named.items():
+        size = float(parameter.detach().square().mean().sqrt()) if optimizer == "adamw" else 1.0
+        rate, decay = (0.02, 0.1) if name.endswith("weight") else (0.5, 0.0)
+        groups.append({"params": [parameter], "rate": rate * size, "weight_decay": decay / size})
     kinds = {"adamw": torch.optim.AdamW(groups), "sgd": torch.optim.SGD(groups, lr=1.0, momentum=0.9)}
     for step, factor in enumerate((0.5, 1.0, 1.0)):
         kinds[optimizer].zero_grad()
         losses = [aim(twin(i.x, aim.taps), aim.target(i.x, None), 0.0)[0] for i in feed.items(step)]
         torch.stack(losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(list(twin.parameters()), 0.05)
-        for group, rate in zip(kinds[optimizer].param_groups, (0.02, 0.5)):
-            group["lr"] = rate * factor
+        for group in kinds[optimizer].param_groups:
+            group["lr"] = group["rate"] * factor
         kinds[optimizer].step()
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter, named[name], rtol=1e-4, atol=1e-6)
 
 
 def test_groups_have_their_own_rates_and_only_weights_decay():
-    schedule = Schedule(lr=0.1, bias_lr=0.2, weight_decay=0.3)
+    schedule = Schedule(lr=0.1, bias_lr=0.2, weight_decay=0.3, optimizer="sgd")
     groups = State(Student(network()), schedule, {}).optimizer.param_groups
     assert [(g["highest"], g["weight_decay"], len(g["params"])) for g in groups] == [(0.1, 0.3, 2), (0.2, 0.0, 2)]
     assert schedule.rate("scales") == 0.1 and replace(schedule, scale_lr=0.0).rate("scales") == 0.0
+
+
+def test_a_step_is_a_share_of_what_it_changes():
+    """Adam's first step moves every number of a tensor by its rate, whatever the gradient: 1 % of the tensor's root
+    mean square here, in small layers as in large ones. Its epsilon, 1e-8, takes a little where gradients are small."""
+    student = Student(network(0))
+    for name, factor in (("a.weight", 30.0), ("b.weight", 1 / 30), ("b.bias", 100.0)):
+        student.constant(name).data.mul_(factor)
+    before = {n: p.detach().clone() for n, p in student.named_parameters()}
+    schedule = replace(SHORT, steps=1, warmup=0, lr=0.01, ema=0.0, clip=0.0)
+    train(student, Imitation(network(1)), Feed(pictures(12), TASK, 4), schedule)
+    for name, parameter in student.named_parameters():
+        share = float((parameter.detach() - before[name]).norm() / before[name].norm())
+        assert share == pytest.approx(0.01, rel=1e-3), name
 
 
 def test_the_rate_rises_in_a_line_and_falls_by_half_a_cosine():
@@ -133,6 +151,40 @@ def test_training_stops_when_nothing_gets_better():
     assert found.stopped == "2 evaluations brought nothing better"
     assert found.history[-1]["step"] == 10 and found.best_step == 0
     assert math.isinf(run(replace(SHORT, steps=2), aim=aim, evaluate=lambda student: math.nan).distances[1])
+
+
+def test_patience_outlives_an_interruption(tmp_path: Path):
+    schedule, path = replace(SHORT, evaluate_every=5, patience=2), tmp_path / "c.rwt"
+
+    def interrupt(step: int, *_: object) -> None:
+        if step in (7, 10):
+            signal.raise_signal(signal.SIGINT)
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(schedule, evaluate=lambda student: 1.0, checkpoints=Checkpoints(path, resume=True), progress=interrupt)
+    found = run(schedule, evaluate=lambda student: 1.0, checkpoints=Checkpoints(path, resume=True))
+    assert found.history[-1]["step"] == 10
+
+
+def test_the_average_follows_its_formula():
+    """(1 + t) / (10 + t) of the old and the rest of the new, until `ema` is less."""
+    kept = [p.detach().double() for p in Student(network(0)).parameters()]
+    for steps, decay in ((1, 0.1), (2, 2 / 11), (3, 0.2)):
+        schedule = replace(SHORT, steps=3, ema=0.2)
+        feed, student = Feed(pictures(12), TASK, 4, 0), Student(network(0))
+
+        def stop(step: int, *_: object, steps: int = steps) -> None:
+            if step == steps:
+                raise KeyboardInterrupt
+
+        with pytest.raises(Interrupted):
+            train(student, Imitation(network(1)), feed, schedule, progress=stop)
+        kept = [decay * a + (1 - decay) * p.detach().double() for a, p in zip(kept, student.parameters())]
+    averaged = Student(network(0))
+    train(averaged, Imitation(network(1)), Feed(pictures(12), TASK, 4, 0), replace(SHORT, steps=3, ema=0.2))
+    for wanted, parameter in zip(kept, averaged.parameters()):
+        torch.testing.assert_close(parameter.double(), wanted, rtol=0, atol=4 * 2**-24 * float(wanted.abs().max()))
 
 
 def test_without_evaluation_the_average_is_delivered():
@@ -239,17 +291,18 @@ def test_a_loss_that_is_not_finite_by_itself_names_its_term():
         run(aim=Nan(network(1)))
 
 
-def test_ctrl_c_ends_the_step_keeps_everything_and_says_so(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_step_keeps_everything_and_says_so(tmp_path: Path, number: signal.Signals):
     path = tmp_path / "kept" / "c.rwt"
 
     def interrupt(step: int, *_: object) -> None:
         if step == 5:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"interrupted after 5 of 30 steps; go on with --resume from .*c.rwt$"):
         run(checkpoints=Checkpoints(path), progress=interrupt)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     told: list[int] = []
     found = run(checkpoints=Checkpoints(path, resume=True), progress=lambda step, *_: told.append(step))
     assert told[0] == 6 and weights_of(found.model) == weights_of(run().model)

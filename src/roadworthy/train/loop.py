@@ -233,6 +233,7 @@ class _Training:
             "student": fingerprint(self.graph),
             "settings of the student": repr(getattr(self.student, "settings", None)),
             "loss": repr(getattr(self.objective, "terms", None)),
+            "weights of the teachers": repr(getattr(self.objective, "weights", None)),
             "teachers": [fingerprint(t.model) for t in getattr(self.objective, "teachers", ())],
             **self.schedule.facts(),
         }
@@ -264,21 +265,25 @@ class _Training:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends the present step, not the middle of it; a second one ends at once, without a checkpoint."""
+        """Ctrl-C (or SIGTERM, by which torchrun and containers end what they run) ends the present step, not the middle
+        of it; a second one ends at once, without a checkpoint."""
 
         def noted(number: int, frame: Any) -> None:
             self.stop = True
-            signal.signal(number, before)
+            restore()
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
         main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, noted) if main else None
+        before = {n: signal.signal(n, noted) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
         try:
             yield
         except KeyboardInterrupt as interrupt:
             raise Interrupted(self._kept()) from interrupt
         finally:
-            if main:
-                signal.signal(signal.SIGINT, before)
+            restore()
 
     def _kept(self) -> str:
         state, where = self.state, "nothing was kept"
