@@ -20,6 +20,7 @@ from small import SIDE, classifier, place
 from command import ENVIRONMENT, roadworthy, tree
 from onnx_graphs import N, build
 from roadworthy.check.report_schema import validate
+from roadworthy.errors import InputError
 from roadworthy.jobs import search as searching
 from roadworthy.jobs import training
 from roadworthy.jobs.compress import FILES, Settings, compress
@@ -91,6 +92,10 @@ def test_a_quantized_model_from_file_to_report_and_back_by_its_recipe(here: Path
     Training.forget()
     train("again", steps=None, step=Finetune(), recipe="out/recipe.yaml")
     assert model_bytes("again") == model_bytes() != Path("quantized.onnx").read_bytes()
+    with pytest.raises(InputError, match=r"trains a model that was given; replay it with roadworthy finetune"):
+        squeezed("other", recipe="out/recipe.yaml")
+    again = train("other", model="model.onnx", steps=None, step=Finetune(), recipe="out/recipe.yaml").report
+    assert any("another student sha256" in w for w in again["warnings"])
 
 
 def test_a_float_model_is_trained_in_float_or_quantized_first(here: Path):
@@ -406,7 +411,5 @@ def test_another_job_is_not_resumed(here: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         train(ui=Stop())
     assert list(here.glob(".out.stages/training-*.rwt"))
-    from roadworthy.errors import InputError
-
     with pytest.raises(InputError, match="are of a job with another model, data or settings; run again without"):
         train(resume=True, steps=13)
