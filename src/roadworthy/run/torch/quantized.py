@@ -115,7 +115,7 @@ class QuantizedModule(GraphModule):
         def leaf(made: Tensor) -> Tensor:
             if not made.requires_grad:
                 return made
-            self._made.append((made, made.detach().requires_grad_()))
+            self._made.append((made, made.detach().contiguous().requires_grad_()))
             return self._made[-1][1]
 
         with torch.enable_grad():
