@@ -92,6 +92,14 @@ class GraphModule(nn.Module):
     def prepare(self, step: int, seed: int) -> None:
         """A float network draws nothing."""
 
+    def leaves(self) -> list[Tensor]:
+        """The parameters that are trained."""
+        return [p for _, p in self.named_parameters() if p.requires_grad]
+
+    def collect(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients as they are."""
+        return list(gradients)
+
     def groups(self) -> Mapping[str, Sequence[str]]:
         """Names of the parameters: "weights" and "biases" (with slopes, and scale and shift of normalizations)."""
         names = [name for name, _ in self.named_parameters()]
