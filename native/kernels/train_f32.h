@@ -7,7 +7,7 @@
 //   table       u = acc m, i = rint(u), y = f(i s_before), v = y / s_out         c = rint(v)
 //   real        y = f(acc s_acc)
 //
-// each rint clamped, with the slope `slope_of` inside the clamp and 0 outside. Per channel, with d = grad slope(v) and
+// each rint clamped, with the slope `slope_of` of v where v lies inside the clamp, and 0 outside. Per channel, with d = grad slope(v) and
 // h = d f' / s_out, the sums are
 //
 //   linear      sum d acc
@@ -26,6 +26,7 @@ namespace {
 
 constexpr int kSumLanes = 16, kSumParts = kSumLanes / W, kSums = 3;
 constexpr int64_t kSumBlock = 4096, kSumRows = 256;  // what is summed in float32, before it is added to a double
+constexpr float kEdge = 1.0f / 1024;  // EDGE of surrogates.py
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
 
 #if defined(__AVX512F__)
@@ -50,7 +51,10 @@ RW_INLINE V below(V x) {  // floor; |x| < 2^22
 RW_INLINE V placed(V x, float lo, float hi) { return if_less(set(lo), x, least(set(hi), x), set(lo)); }
 RW_INLINE V codes_of(V v) { return nearest_whole(clamped(v, -32768.0f, 32767.0f)); }  // beyond, all saturates anyway
 RW_INLINE V within(V x, V lo, V hi) { return least(hi, greatest(lo, x)); }
-RW_INLINE V if_within(V x, V lo, V hi, V yes) { return if_less(x, lo, set(0.0f), if_less(hi, x, set(0.0f), yes)); }
+// `yes` where x lies between lo and hi, ends included, and by `edge` beyond them.
+RW_INLINE V if_within(V x, V lo, V hi, V yes, float edge = 0.0f) {
+  lo = lo - set(edge), hi = hi + set(edge);
+  return if_less(x, lo, set(0.0f), if_less(hi, x, set(0.0f), yes)); }
 
 // The constants of one channel in all lanes, or of W channels.
 struct Line { V m, lo, hi, zero, out_scale, s_acc, s_out, per_out, s_before; };
@@ -274,7 +278,7 @@ void backward_strip(const TrainEpilogue& e, const Line& k, const Strip& s, Sums&
       const int n = s.in(begin + j), part = static_cast<int>((begin + j) % s.parts);
       const V acc = load_any(s.acc + at, n), grad = load_any(s.grad + at, n);
       if constexpr (!has_function) {
-        const V v = clamped(acc * k.m, -32768.0f, 32767.0f), d = if_within(v, k.lo, k.hi, grad * slope_of(e, v));
+        const V v = clamped(acc * k.m, -32768.0f, 32767.0f), d = if_within(v, k.lo, k.hi, grad * slope_of(e, v), kEdge);
         store_any(s.to + at, d * k.m, n);
         add_to(sums[0][part], d * acc, n);
         continue;
@@ -286,13 +290,13 @@ void backward_strip(const TrainEpilogue& e, const Line& k, const Strip& s, Sums&
         add_to(sums[0][part], h * acc, n);
         continue;
       }
-      const V v = clamped(y * k.per_out, -32768.0f, 32767.0f), d = if_within(v, k.lo, k.hi, grad * slope_of(e, v));
+      const V v = clamped(y * k.per_out, -32768.0f, 32767.0f), d = if_within(v, k.lo, k.hi, grad * slope_of(e, v), kEdge);
       V h = d * k.per_out * slope;
       add_to(sums[1][part], d * y, n);
       if constexpr (has_table) {
         const V u = clamped(acc * k.m, -32768.0f, 32767.0f), i = nearest_whole(u);
         add_to(sums[2][part], h * within(i, first_index, last_index), n);
-        h = if_within(u, first_index, last_index, h * k.s_before * slope_of(e, u));
+        h = if_within(u, first_index, last_index, h * k.s_before * slope_of(e, u), kEdge);
       }
       store_any(s.to + at, h * (has_table ? k.m : k.s_acc), n);
       add_to(sums[0][part], h * acc, n);

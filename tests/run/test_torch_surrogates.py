@@ -135,6 +135,19 @@ def test_gradients_of_zero_points_by_channel() -> None:
     assert zero.grad.tolist() == [[2.0], [7.0]]
 
 
+def test_the_last_bit_of_a_quotient_freezes_no_weight() -> None:
+    s = torch.tensor(np.random.default_rng(0).uniform(1e-3, 1, 1000).astype(np.float32))
+    v = ((s * 7) / s).requires_grad_()
+    far = torch.tensor([7.01], requires_grad=True)
+    round_to(v, 0.0, -7, 7, GRADIENTS["ste"]).sum().backward()
+    round_to(far, 0.0, -7, 7, GRADIENTS["ste"]).sum().backward()
+    assert (v > 7).any()
+    assert v.grad.tolist() == [1.0] * 1000 and far.grad.tolist() == [0.0]
+    w = v.detach().requires_grad_()
+    round_to_levels(w, range(-7, 8), GRADIENTS["ste"]).sum().backward()
+    assert w.grad.tolist() == [1.0] * 1000
+
+
 def test_bounds_by_channel() -> None:
     v = torch.tensor([[0.2, 9.0], [-9.0, 1.7]], requires_grad=True)
     made = round_to(v, 0.0, torch.tensor([[-3.0], [-5.0]]), 4.0, GRADIENTS["ste"])

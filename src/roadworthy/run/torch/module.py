@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Generator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model
-from roadworthy.run.torch.operators import OPERATORS
+from roadworthy.run.torch.batchnorm import norms
+from roadworthy.run.torch.moves import Operator
+from roadworthy.run.torch.operators import operator_of
 from roadworthy.run.torch.parameters import kinds
 
 
@@ -32,17 +34,21 @@ class GraphModule(nn.Module):
         self.output_names = model.output_names
         self.value_names = frozenset(g.values(model.ir))
         self._nodes = g.nodes(model.ir)
+        self._operators: list[Operator] = []
         for node in self._nodes:
-            if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+            operator = operator_of(node)
+            if operator is None:
                 raise UnsupportedError(
                     f"{node.op_type} {node.name!r} is an operator that the PyTorch bridge does not know, so"
                     f" {model.source} gets no gradients"
                 )
+            self._operators.append(operator)
         self._kinds = kinds(model)
         self._home: dict[str, tuple[nn.Module, str]] = {}
         for name, array in constants(model).items():
             self._register(name, torch.from_numpy(np.array(array)), name in self._kinds)
         self._dying = _last_uses(self._nodes)
+        self.norms = norms(self._nodes)
 
     def forward(self, x: Tensor, taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs in graph order, then taps (names of any values of the graph, constants included).
@@ -57,16 +63,31 @@ class GraphModule(nn.Module):
         for name in taps:
             if name not in self.value_names:
                 raise KeyError(name)
+        found: dict[str, Tensor] = {}
+        for _ in self.walk(x, taps, found):
+            pass
+        return found
+
+    def walk(
+        self, x: Tensor, taps: Sequence[str], found: dict[str, Tensor], stops: Container[str] = ()
+    ) -> Generator[tuple[str, list[Tensor | None]], list[Tensor | None] | None, None]:
+        """`forward`, without its checks, that can be stopped on the way.
+
+        stops: names of nodes; in front of each, name and inputs are yielded, and other inputs may be sent back.
+        found: where the results go.
+        """
         wanted = {*self.output_names, *taps}
         values: dict[str, Tensor] = {self.input_name: x}
-        for node, dying in zip(self._nodes, self._dying):
+        for node, operator, dying in zip(self._nodes, self._operators, self._dying):
             inputs = [None if v is None or not v.name else self._value(values, v.name) for v in node.inputs]
-            for value, made in zip(node.outputs, OPERATORS[node.op_type](node, inputs)):
+            if stops and node.name in stops:
+                inputs = (yield str(node.name), inputs) or inputs
+            for value, made in zip(node.outputs, operator(node, inputs)):
                 values[str(value.name)] = made
             for name in dying:  # what nobody reads any more frees its memory, unless a gradient needs it
                 if name not in wanted:
                     values.pop(name, None)
-        return {name: self._value(values, name) for name in (*self.output_names, *taps)}
+        found.update({name: self._value(values, name) for name in (*self.output_names, *taps)})
 
     def prepare(self, step: int, seed: int) -> None:
         """A float network draws nothing."""
@@ -138,6 +159,8 @@ def _last_uses(nodes: Sequence[g.Node]) -> list[list[str]]:
 
 def write_back(model: Model, module: GraphModule, step: str) -> Model:
     parameters = {name: p.detach().cpu().numpy() for name, p in module.named_parameters()}
+    for norm in module.norms:
+        parameters |= {n: module.constant(n).detach().cpu().numpy() for n in (norm.mean, norm.variance)}
     ir = g.clone(model.ir)
     values = g.values(ir)
     for name, array in parameters.items():
