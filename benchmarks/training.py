@@ -13,6 +13,7 @@ are added to this file as they finish, one JSON object a line, and are not repea
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import statistics
 import sys
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from roadworthy.check.accuracy import predict, tensor_of
 from roadworthy.check.contract import settle_task
@@ -97,10 +97,17 @@ def _recipe(name: str, settings: dict[str, Any] | None, bits: int, seed: int, op
     plain = (Fold(), Quantize("native", weight_bits=bits), CorrectBias())
     if settings is None:
         return Recipe(plain, IMAGES, seed)
-    more = {k: yaml.safe_load(v) for k, v in (pair.split("=", 1) for pair in options.set)}
+    more = {k: _value(v) for k, v in (pair.split("=", 1) for pair in options.set)}
     tuned = replace(Finetune(steps=options.steps, batch=options.batch, held_out=HELD), **{**more, **settings})
     in_float = name.endswith("in float")
     return Recipe((plain[0], tuned, *plain[1:]) if in_float else (*plain, tuned), IMAGES, seed)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
 
 
 def _told(step: int, steps: int, parts: Mapping[str, float], left: float) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from roadworthy.train.parallel import run_all
 
 from roadworthy.model.model import Model
 from roadworthy.run.torch.module import GraphModule
 from roadworthy.run.torch.quantized import QatSettings, QuantizedModule
 from roadworthy.run.torch.trainable import Trainable
+from roadworthy.train.parallel import run_all
 
 
 def student_of(model: Model, gradient: str = "lsq", noise: float = 1.0) -> GraphModule:
