@@ -162,3 +162,19 @@ def test_flipped_bits_load_or_are_explained():
             refused += 1
             assert "\n" not in str(error) and len(str(error)) < 500
     assert refused > 50  # the test has met damage, not only changed weights
+
+
+@pytest.mark.parametrize("how", ["zip", "pickle", "program", "script"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_pytorch_file_is_not_opened(how: str, tmp_path: Path):
+    """Neither by its name nor by its content, whose pickle may run anything."""
+    torch = pytest.importorskip("torch")
+    path, module = tmp_path / "detector.pth", torch.nn.Conv2d(1, 1, 1)
+    if how == "program":
+        torch.export.save(torch.export.export(module, (torch.ones(1, 1, 2, 2),)), path)
+    elif how == "script":
+        torch.jit.save(torch.jit.script(module), path)
+    else:
+        torch.save(module, path, _use_new_zipfile_serialization=how == "zip")
+    with pytest.raises(InputError, match=r"detector\.pth is a PyTorch file, .* roadworthy\.from_torch\(module, "):
+        load(path)

@@ -309,3 +309,23 @@ def test_two_pools_in_a_row_and_a_shape_that_is_read_behind_them():
     wanted, loaded = ort(model, x, optimize=False)["y"], load(model)
     assert g.static_shape(g.values(loaded.ir)["y"]) == wanted.shape
     assert np.array_equal(ort(loaded.float_bytes(), x)["y"], wanted)
+
+
+def test_one_value_as_two_outputs_keeps_both_names():
+    nodes = [N("Conv", ["x", "w"], ["c"]), N("Identity", ["c"], ["y"]), N("Identity", ["y"], ["z"]),
+             N("Identity", ["x"], ["v"])]  # fmt: skip
+    proto = build(nodes, {"w": rand(4, 3, 3, 3)}, outputs=["y", "z", "v"])
+    x, model = rand(1, 3, 8, 8), load(proto)
+    assert model.output_names == ("y", "z", "v")
+    found = ort(model.float_bytes(), x)
+    for name, wanted in ort(proto, x).items():
+        assert_allclose(found[name], wanted, rtol=0, atol=0)
+
+
+def test_a_cast_like_is_nothing_or_a_cast():
+    nodes = [N("CastLike", ["k", "x"], ["a"]), N("Mul", ["x", "a"], ["m"]), N("Cast", ["m"], ["i"], to=7),
+             N("CastLike", ["m", "i"], ["j"]), N("CastLike", ["j", "x"], ["f"]), N("Neg", ["f"], ["y"])]  # fmt: skip
+    proto = build(nodes, {"k": 9 * rand(8)})
+    model, x = load(proto), rand(1, 3, 8, 8)
+    assert [n.op_type for n in g.nodes(model.ir)] == ["Mul", "Cast", "Cast", "Neg"]
+    assert_allclose(ort(model.float_bytes(), x)["y"], ort(proto, x)["y"], rtol=0, atol=0)

@@ -120,8 +120,8 @@ def test_gradients(name: str) -> None:
     zero = torch.tensor(3.0, requires_grad=True)
     weights = torch.linspace(1, 2, 501)
     (round_to(v, zero, 0, 7, gradient) * weights).sum().backward()
-    q = np.rint(v.detach().numpy()) + 3
-    inside = (q >= 0) & (q <= 7)
+    at = v.detach().numpy() + 3
+    inside = (at >= 0) & (at <= 7)
     slope = np.ones(501, np.float32) if gradient.slope is None else gradient.slope(v.detach()).numpy()
     assert np.array_equal(v.grad.numpy(), weights.numpy() * inside * slope)
     assert zero.grad.shape == ()
@@ -133,6 +133,27 @@ def test_gradients_of_zero_points_by_channel() -> None:
     zero = torch.tensor([[0.0], [1.0]], requires_grad=True)
     round_to(v, zero, 0, 7, GRADIENTS["ste"]).backward(torch.tensor([[2.0, 3.0], [5.0, 7.0]]))
     assert zero.grad.tolist() == [[2.0], [7.0]]
+
+
+def test_the_last_bit_of_a_quotient_freezes_no_weight() -> None:
+    s = torch.tensor(np.random.default_rng(0).uniform(1e-3, 1, 1000).astype(np.float32))
+    v = ((s * 7) / s).requires_grad_()
+    far = torch.tensor([7.01], requires_grad=True)
+    round_to(v, 0.0, -7, 7, GRADIENTS["ste"]).sum().backward()
+    round_to(far, 0.0, -7, 7, GRADIENTS["ste"]).sum().backward()
+    assert (v > 7).any()
+    assert v.grad.tolist() == [1.0] * 1000 and far.grad.tolist() == [0.0]
+    w = v.detach().requires_grad_()
+    round_to_levels(w, range(-7, 8), GRADIENTS["ste"]).sum().backward()
+    assert w.grad.tolist() == [1.0] * 1000
+
+
+def test_bounds_by_channel() -> None:
+    v = torch.tensor([[0.2, 9.0], [-9.0, 1.7]], requires_grad=True)
+    made = round_to(v, 0.0, torch.tensor([[-3.0], [-5.0]]), 4.0, GRADIENTS["ste"])
+    made.sum().backward()
+    assert made.tolist() == [[0.0, 4.0], [-5.0, 2.0]]
+    assert v.grad.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

@@ -40,7 +40,7 @@ def canonicalize(proto: onnx.ModelProto, where: str, input_hw: tuple[int, int] |
         while _drop_late_window(model):
             g.drop_inferred_shapes(model)
             g.infer_shapes(model)
-        if not _fold_constants(model):
+        if not (_plain_casts(model) | _fold_constants(model)):
             break
     _plain_gemms(model)
     model = g.drop_dead(model)
@@ -155,6 +155,27 @@ def _without_ceil(node: g.Node, sides: tuple[int, ...], pads: list[int], counts:
     g.set_attribute(node, "pads", [*pads[:rank], *ends])
     g.drop_attribute(node, "ceil_mode")
     return True
+
+
+def _plain_casts(model: g.IrModel) -> bool:
+    """CastLike, whose second input only lends its type, is nothing, or a Cast; true when there was one."""
+    changed = False
+    for node in g.nodes(model):
+        if node.op_type != "CastLike" or node.outputs[0].is_graph_output():
+            continue
+        source, like = node.inputs
+        if source is None or source.dtype is None or like is None or like.dtype is None:
+            continue
+        made, out = source, node.outputs[0]
+        if source.dtype != like.dtype:
+            cast = g.make_node("Cast", [source], [f"{out.name}.cast"], name=f"{node.name}.cast", to=int(like.dtype))
+            made = cast.outputs[0]
+            made.dtype, made.shape = like.dtype, out.shape
+            g.insert_before(model, node, [cast])
+        g.replace_uses(out, made)
+        g.remove_node(model, node)
+        changed = True
+    return changed
 
 
 def _plain_gemms(model: g.IrModel) -> None:

@@ -234,12 +234,35 @@ def tidy(model: IrModel) -> IrModel:
         passes.InlinePass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.RemoveInitializersFromInputsPass(),
-        passes.IdentityEliminationPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.TopologicalSortPass(),
     ):
         model = step(model).model
-    return model
+    _drop_identities(model)
+    return passes.TopologicalSortPass()(passes.RemoveUnusedNodesPass()(model).model).model
+
+
+def _drop_identities(model: IrModel) -> None:
+    """Remove Identity nodes; one that makes an output gives its name to the value that it reads.
+
+    It stays where that value has a name to keep: inputs, initializers, values of an outer graph, and outputs (of two
+    outputs that are one value, onnx_ir's own pass loses the first one's name).
+    """
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
+            continue
+        source, out = node.inputs[0], node.outputs[0]
+        if out.is_graph_output():
+            producer = source.producer()
+            if producer is None or producer.graph is not node.graph or source.is_graph_output():
+                continue
+        if source.type is None:
+            source.type = out.type
+        if source.shape is None:
+            source.shape = out.shape
+        name = out.name if out.is_graph_output() else source.name
+        replace_uses(out, source)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+        source.name = name
 
 
 def drop_dead(model: IrModel) -> IrModel:

@@ -44,6 +44,13 @@ PLAN = b"RWPL"
 """How a plan of the native engine begins (docs/engine.md)."""
 
 
+def _is_pytorch(data: bytes) -> bool:
+    """Whether these are bytes of torch.save or torch.export.save: a zip with a pickle in it, or a bare pickle."""
+    if data[:4] == b"PK\x03\x04":
+        return any(name in data[:4096] or name in data[-4096:] for name in (b"data.pkl", b".data/serialization_id"))
+    return data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
 def read_proto(data: bytes, where: str) -> onnx.ModelProto:
     """Parse and check serialized ONNX.
 
@@ -52,6 +59,11 @@ def read_proto(data: bytes, where: str) -> onnx.ModelProto:
     """
     if data[:4] == PLAN:
         raise InputError(f"{where} is a native plan, which keeps no graph; hand in the ONNX file it was made from")
+    if _is_pytorch(data):
+        raise InputError(
+            f"{where} is a PyTorch file, which is not opened because its pickle can run any code; load it into its"
+            " module in Python and save roadworthy.from_torch(module, (1, 3, height, width)).float_bytes() as .onnx"
+        )
     try:
         proto = onnx.load_model_from_string(data)
     except Exception as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from roadworthy.model import graph as g
+from roadworthy.model import state
 
 
 def fold_batchnorm(model: g.IrModel) -> list[str]:
@@ -48,6 +49,8 @@ def _fold(model: g.IrModel, norm: g.Node) -> str | None:
     # New initializers under new names: the old ones may be shared with another layer.
     w = g.add_constant(model, f"{out.name}.bn_weight", (weight * k.reshape(shape)).astype(np.float32))
     b = g.add_constant(model, f"{out.name}.bn_bias", ((bias - mean) * k + beta).astype(np.float32))
+    old = [str(v.name) for v in conv.inputs[1:3] if v is not None]
+    state.folded(model, norm, old[0], old[1] if len(old) > 1 else None, str(w.name), str(b.name))
     conv.replace_input_with(1, w)
     if len(conv.inputs) < 3:
         conv.resize_inputs(3)

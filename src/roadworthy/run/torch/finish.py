@@ -5,13 +5,14 @@ float32 sequence; what is differentiated is the formula that it stands for,
 
     c = round(clamp(f(acc * s_x * s_w) / s_y))        round with the slope of a row of GRADIENTS
 
-and the engine's tables and pieces of f enter the value alone (`anchor`).
+and the engine's tables and pieces of f enter the value alone (`anchor`). `plain` says it in PyTorch's operations;
+`finish` does it in one compiled pass where it can (run/torch/fused.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from roadworthy.run import arithmetic as ar
 from roadworthy.run.arithmetic.polynomial import PIECES
+from roadworthy.run.torch import fused
 from roadworthy.run.torch.surrogates import Gradient, round_to
 
 
@@ -47,6 +49,7 @@ class Finish:
 
     kind, function, lo, hi: as in `arithmetic.Epilogue`.   m: its scale.   out_zero: the zero point of the result.
     zero, table: index of the zero and codes without theirs (table, fine).   poly, poly_b, out_scale: (poly).
+    compiled: the same for compiled code, with a gradient of its own; None where there is no such form.
     """
 
     kind: str
@@ -60,21 +63,28 @@ class Finish:
     poly: Tensor | None = None
     poly_b: float = 0.0
     out_scale: Tensor | None = None
+    compiled: Any = None
 
     @classmethod
-    def of(cls, e: ar.Epilogue, out_zero: NDArray[np.int64], shape: tuple[int, ...]) -> Finish:
-        """out_zero: zero point of the result, a scalar or one per channel.   shape: with -1 at the channels."""
+    def of(
+        cls, e: ar.Epilogue, out_zero: NDArray[np.int64], shape: tuple[int, ...], gradient: Gradient | None = None
+    ) -> Finish:
+        """out_zero: zero point of the result, a scalar or one per channel.   shape: with -1 at the channels.
+
+        gradient: what `finish` will be called with, for the compiled form.
+        """
 
         def lay(values: Any) -> Tensor:
             return torch.from_numpy(np.array(values, np.float32).reshape(-1)).reshape(shape)
 
         z = torch.tensor(float(out_zero)) if out_zero.ndim == 0 else lay(out_zero)
-        return cls(
+        made = cls(
             e.kind, e.function, lay(e.scale), e.lo, e.hi, z, lay(e.zero),
             None if e.table is None else torch.from_numpy(e.table.astype(np.float32) - float(out_zero)),
             None if e.poly is None else torch.from_numpy(np.array(e.poly, np.float32)),
             float(np.float32(e.poly_b)), None if e.out_scale is None else lay(e.out_scale),
         )  # fmt: skip
+        return made if gradient is None else replace(made, compiled=fused.compiled(made, gradient))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +98,13 @@ class Scales:
 
 def finish(k: Finish, acc: Tensor, scales: Scales, gradient: Gradient) -> Tensor:
     """Accumulators, exact integers with the bias in them, to codes without zero point; to reals where k is "real"."""
+    if k.compiled is not None and fused.usable(acc):
+        return fused.finish(k.compiled, k.kind, k.m.shape, acc, scales.acc, scales.out, scales.before)
+    return plain(k, acc, scales, gradient)
+
+
+def plain(k: Finish, acc: Tensor, scales: Scales, gradient: Gradient) -> Tensor:
+    """`finish`, one operation behind the other."""
     if k.kind == "linear":
         assert scales.out is not None
         return centred(acc * anchor(k.m, scales.acc / scales.out), k.out_zero, k.lo, k.hi, gradient)
@@ -99,19 +116,25 @@ def finish(k: Finish, acc: Tensor, scales: Scales, gradient: Gradient) -> Tensor
         assert scales.before is not None and k.table is not None
         index = centred(acc * anchor(k.m, scales.acc / scales.before), k.zero, 0, 255, gradient)
         made = centred(torch_function(k.function, index * scales.before) / scales.out, k.out_zero, 0, 255, gradient)
-        return anchor(k.table[(index.detach() + k.zero).long()], made)
+        return anchor(entries(k.table, index.detach() + k.zero), made)
     made = centred(torch_function(k.function, real) / scales.out, k.out_zero, 0, 255, gradient)
     with torch.no_grad():
         v = acc.detach() * k.m
         if k.kind == "fine":
             assert k.table is not None
-            codes = k.table[(torch.round(v) + k.zero).clamp(0, len(k.table) - 1).long()]
+            codes = entries(k.table, torch.round(v) + k.zero)
         else:
             assert k.poly is not None and k.out_scale is not None
-            c0, c1, c2 = k.poly[:, torch.clamp(v + k.poly_b, 0, PIECES - 1).int()]
+            c0, c1, c2 = k.poly[:, torch.clamp(v + k.poly_b, 0, PIECES - 1).nan_to_num().int()]
             y = (c2 * v + c1) * v + c0  # each rounded on its own, as eager operations are
             codes = torch.clamp(torch.round(y * k.out_scale) + k.out_zero, 0, 255) - k.out_zero
     return anchor(codes, made)
+
+
+def entries(table: Tensor, at: Tensor) -> Tensor:
+    """What a table holds at whole numbers, clamped to its ends; NaN stays NaN."""
+    found = table[at.clamp(0, len(table) - 1).nan_to_num().long()]
+    return torch.where(torch.isnan(at), at, found)
 
 
 def centred(v: Tensor, zero: Tensor, lo: float, hi: float, gradient: Gradient) -> Tensor:

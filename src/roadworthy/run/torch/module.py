@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Container, Generator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,36 +13,42 @@ from torch import Tensor, nn
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model
-from roadworthy.model.units import units
-from roadworthy.run.torch.operators import OPERATORS
+from roadworthy.run.torch.batchnorm import norms
+from roadworthy.run.torch.moves import Operator
+from roadworthy.run.torch.operators import operator_of
+from roadworthy.run.torch.parameters import kinds
 
 
 class GraphModule(nn.Module):
-    """A float graph. Weights, biases and slopes of its layers are parameters, all other constants buffers.
+    """A float graph, `Trainable`. What `parameters.kinds` names is a parameter, all other constants are buffers.
 
     Both are registered under the name of their initializer ("head.0.weight" lies in the submodules `head` and `0`), so
     that `named_parameters` and `state_dict` speak the graph's language. `.double()` and `.to()` work as usual.
+    `forward` writes nothing but its result, so that several threads may call it at the same time.
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.source = model.source
+        self._model, self.source = model, model.source
         self.input_name, self.input_shape = model.input_name, model.input_shape
         self.output_names = model.output_names
         self.value_names = frozenset(g.values(model.ir))
         self._nodes = g.nodes(model.ir)
+        self._operators: list[Operator] = []
         for node in self._nodes:
-            if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+            operator = operator_of(node)
+            if operator is None:
                 raise UnsupportedError(
                     f"{node.op_type} {node.name!r} is an operator that the PyTorch bridge does not know, so"
                     f" {model.source} gets no gradients"
                 )
-        owned = _owned(model)
+            self._operators.append(operator)
+        self._kinds = kinds(model)
         self._home: dict[str, tuple[nn.Module, str]] = {}
         for name, array in constants(model).items():
-            trained = name in owned and array.dtype.kind == "f"
-            self._register(name, torch.from_numpy(np.array(array)), trained)
+            self._register(name, torch.from_numpy(np.array(array)), name in self._kinds)
         self._dying = _last_uses(self._nodes)
+        self.norms = norms(self._nodes)
 
     def forward(self, x: Tensor, taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs in graph order, then taps (names of any values of the graph, constants included).
@@ -57,16 +63,56 @@ class GraphModule(nn.Module):
         for name in taps:
             if name not in self.value_names:
                 raise KeyError(name)
+        found: dict[str, Tensor] = {}
+        for _ in self.walk(x, taps, found):
+            pass
+        return found
+
+    def walk(
+        self, x: Tensor, taps: Sequence[str], found: dict[str, Tensor], stops: Container[str] = ()
+    ) -> Generator[tuple[str, list[Tensor | None]], list[Tensor | None] | None, None]:
+        """`forward`, without its checks, that can be stopped on the way.
+
+        stops: names of nodes; in front of each, name and inputs are yielded, and other inputs may be sent back.
+        found: where the results go.
+        """
         wanted = {*self.output_names, *taps}
         values: dict[str, Tensor] = {self.input_name: x}
-        for node, dying in zip(self._nodes, self._dying):
+        for node, operator, dying in zip(self._nodes, self._operators, self._dying):
             inputs = [None if v is None or not v.name else self._value(values, v.name) for v in node.inputs]
-            for value, made in zip(node.outputs, OPERATORS[node.op_type](node, inputs)):
+            if stops and node.name in stops:
+                inputs = (yield str(node.name), inputs) or inputs
+            for value, made in zip(node.outputs, operator(node, inputs)):
                 values[str(value.name)] = made
             for name in dying:  # what nobody reads any more frees its memory, unless a gradient needs it
                 if name not in wanted:
                     values.pop(name, None)
-        return {name: self._value(values, name) for name in (*self.output_names, *taps)}
+        found.update({name: self._value(values, name) for name in (*self.output_names, *taps)})
+
+    def prepare(self, step: int, seed: int) -> None:
+        """A float network draws nothing."""
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Names of the parameters: "weights" and "biases" (with slopes, and scale and shift of normalizations)."""
+        names = [name for name, _ in self.named_parameters()]
+        return {kind: [n for n in names if self._kinds[n] == kind] for kind in ("weights", "biases")}
+
+    def model(self, step: str) -> Model:
+        """The graph with the parameters as they are now. Raises as `write_back` does."""
+        return write_back(self._model, self, step)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
+        """Parameters and buffers are copied; the graph, a value, is shared."""
+        made = GraphModule(self._model)
+        memo[id(self)] = made
+        for name, (home, leaf) in self._home.items():
+            other = made._home[name][0]
+            if leaf in home._parameters:
+                old = self.constant(name)
+                other._parameters[leaf] = nn.Parameter(old.detach().clone(), old.requires_grad)
+            else:
+                other._buffers[leaf] = self.constant(name).clone()
+        return made.train(self.training)
 
     def constant(self, name: str) -> Tensor:
         """The parameter or buffer of an initializer. Raises KeyError where the graph has none of that name."""
@@ -98,18 +144,6 @@ def constants(model: Model) -> dict[str, NDArray]:
     return {name: array for name, array in found.items() if array is not None}
 
 
-def _owned(model: Model) -> set[str]:
-    """Names of the constants that layers train: weights, biases, slopes; not bounds such as the 6 of a ReLU6."""
-    found: set[str] = set()
-    for unit in units(model.ir):
-        found |= {str(v.name) for v in (unit.weight, unit.bias) if v is not None}
-        for node in unit.nodes[1:]:
-            added = node.op_type == "Add" and unit.anchor.op_type == "MatMul" and node is unit.nodes[1]
-            if added or node.op_type == "PRelu":
-                found |= {str(v.name) for v in node.inputs if v is not None and g.constant(v) is not None}
-    return found
-
-
 def _last_uses(nodes: Sequence[g.Node]) -> list[list[str]]:
     """For each node, the values that no later node reads."""
     last: dict[str, int] = {}
@@ -125,6 +159,8 @@ def _last_uses(nodes: Sequence[g.Node]) -> list[list[str]]:
 
 def write_back(model: Model, module: GraphModule, step: str) -> Model:
     parameters = {name: p.detach().cpu().numpy() for name, p in module.named_parameters()}
+    for norm in module.norms:
+        parameters |= {n: module.constant(n).detach().cpu().numpy() for n in (norm.mean, norm.variance)}
     ir = g.clone(model.ir)
     values = g.values(ir)
     for name, array in parameters.items():

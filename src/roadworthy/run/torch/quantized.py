@@ -224,7 +224,7 @@ class QuantizedModule(GraphModule):
             array = self.constant(str(unit.weight.name))
             quantized = noise_mask(tuple(array.shape), self.settings.noise, seed, step, str(unit.weight.name))
         return Layer(
-            Finish.of(epilogue, np.zeros((), np.int64) if output is None else output.zero_point, shape),
+            Finish.of(epilogue, np.zeros((), np.int64) if output is None else output.zero_point, shape, self.gradient),
             torch.from_numpy(steps.astype(np.float32)),
             shape,
             bool((reach + np.abs(steps)).max() >= EXACT),
