@@ -73,7 +73,7 @@ def target_of(name: str, term: Any, seed: int = 7) -> Target:
     features = {key: tuple((x, 1 / len(outputs)) for x in found) for key, found in teacher.features.items()}
     truth: Any = None
     if kind_of(name) == "classify":
-        truth = int(teacher.row.argmax())
+        truth = int(teacher.row[-7:].argmax())  # background, where there is one, comes first
     elif kind_of(name) == "detect":
         truth = labels(teacher)
     return Target((teacher,), (1.0,), (0,), features, truth, ((truth, 1.0),))

@@ -129,6 +129,13 @@ def test_smoothing():
     assert abs(float(smoothed(torch.tensor(wanted).double().log(), 1, 0.3))) < 1e-12
 
 
+def test_labels_do_not_count_the_background():
+    row = torch.tensor([1.0, 5.0, 2.0, 3.0], dtype=torch.float64)
+    for background, label, column in ((0, 0, 1), (0, 2, 3), (-1, 2, 2), (2, 1, 1), (2, 2, 3)):
+        found = float(smoothed(row, label, 0.0, background))
+        assert found == pytest.approx(-float(torch.log_softmax(row, 0)[column]))
+
+
 def test_an_image_without_labels_costs_nothing():
     table = rows().requires_grad_()
     found = Labels()(student(table), Target((), (), ()), 0.0)
