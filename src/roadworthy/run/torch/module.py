@@ -178,7 +178,9 @@ def write_back(model: Model, module: GraphModule, step: str) -> Model:
 
 
 def run(module: GraphModule, x: NDArray, taps: Sequence[str]) -> dict[str, NDArray]:
-    """One run without gradients, arrays in and out."""
+    """One run without gradients, arrays in and out; what a module in float64 computes is rounded to float32."""
+    held = (*module.parameters(), *module.buffers())
+    kind = next((t.dtype for t in held if t.is_floating_point()), torch.float32)
     with torch.no_grad():
-        found = module(torch.from_numpy(np.array(x, np.float32)), taps)
-    return {name: tensor.numpy().copy() for name, tensor in found.items()}
+        found = module(torch.from_numpy(np.array(x, np.float32)).to(kind), taps)
+    return {name: (t.float() if t.dtype == torch.float64 else t).numpy().copy() for name, t in found.items()}
