@@ -148,6 +148,8 @@ Profile profile(rw::Session& session, const std::vector<Array>& inputs, int repe
 // Detection (native/detect).
 
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Changed = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Doubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
 using Labels = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 
 template <class T>
@@ -388,6 +390,76 @@ void bind_detect(nb::module_& m) {
       .def_prop_ro("text", [](const ImageSession& s) { return nb::bytes(s.session().text().data(), s.session().text().size()); }, "the plan's text section");
 }
 
+// Training (run/torch/fused.py): the epilogue of a layer with its constants. Its methods are safe to call from several threads at once.
+class Epilogue {
+ public:
+  Epilogue(const std::string& kind, int unary, float a, float b, Floats m, Floats lo, Floats hi, std::optional<Floats> zero, std::optional<Floats> table,
+           std::optional<Floats> poly, float poly_b, std::optional<Floats> out_scale, const std::string& slope, float k, float top, const std::string& isa)
+      : kernel_(rw::kernels(rw::choose_isa(isa)).train_f32), channels_(m.size()) {
+    static const std::map<std::string, rw::EpilogueKind> kinds = {{"linear", rw::EpilogueKind::linear}, {"table", rw::EpilogueKind::table},
+        {"poly", rw::EpilogueKind::poly}, {"real", rw::EpilogueKind::real}, {"fine", rw::EpilogueKind::fine}};
+    static const std::map<std::string, rw::SlopeKind> slopes = {{"one", rw::SlopeKind::one}, {"tanh", rw::SlopeKind::tanh}, {"fejer", rw::SlopeKind::fejer}};
+    if (!kinds.count(kind) || !slopes.count(slope)) rw::fail("there is no epilogue `" + kind + "` with the slope `" + slope + "`");
+    e_.kind = kinds.at(kind), e_.slope = slopes.at(slope), e_.unary = unary, e_.a = a, e_.b = b, e_.k = k, e_.top = top, e_.poly_b = poly_b;
+    e_.m = keep(m, channels_), e_.lo = keep(lo, channels_), e_.hi = keep(hi, channels_);
+    const bool indexed = e_.kind == rw::EpilogueKind::table || e_.kind == rw::EpilogueKind::fine, pieces = e_.kind == rw::EpilogueKind::poly;
+    if (indexed != (zero && table) || pieces != (poly && out_scale) || unary < 0 || unary > 21 || (slope == "fejer" && !(k >= 1 && k <= 1000)))
+      rw::fail("the constants of an epilogue do not belong to its kind");
+    if (indexed) {
+      e_.zero = keep(*zero, channels_), e_.table = keep(*table, table->size()), e_.entries = static_cast<int>(table->size());
+      if (e_.entries < 1 || e_.entries > 65536) rw::fail("a table has " + std::to_string(e_.entries) + " entries");
+    }
+    if (pieces) e_.poly = keep(*poly, 96), e_.out_scale = keep(*out_scale, channels_);
+  }
+
+  void forward(Floats acc, Changed y, int64_t outer, int64_t inner) const {
+    check(outer, inner, {acc.size(), y.size()});
+    nb::gil_scoped_release release;
+    kernel_.forward(e_, acc.data(), y.data(), outer, static_cast<int64_t>(channels_), inner);
+  }
+
+  void backward(Floats acc, Floats grad, Changed to, int64_t outer, int64_t inner, Floats s_acc, std::optional<Floats> s_out,
+                std::optional<Floats> s_before, Doubles sums) const {
+    check(outer, inner, {acc.size(), grad.size(), to.size()});
+    const bool plain = e_.kind == rw::EpilogueKind::linear || e_.kind == rw::EpilogueKind::real, both = e_.kind == rw::EpilogueKind::table;
+    if (s_acc.size() != channels_ || (!plain && !(s_out && s_out->size() == channels_)) || (both && !(s_before && s_before->size() == channels_)) ||
+        sums.size() != 3 * channels_)
+      rw::fail("a scale or the sums of an epilogue do not have an entry per channel");
+    rw::TrainEpilogue e = e_;
+    e.s_acc = s_acc.data(), e.s_out = s_out ? s_out->data() : nullptr, e.s_before = s_before ? s_before->data() : nullptr;
+    nb::gil_scoped_release release;
+    kernel_.backward(e, acc.data(), grad.data(), to.data(), outer, static_cast<int64_t>(channels_), inner, sums.data());
+  }
+
+ private:
+  const float* keep(const Floats& from, size_t n) {
+    if (from.size() != n) rw::fail("a constant of an epilogue has " + std::to_string(from.size()) + " entries in place of " + std::to_string(n));
+    kept_.emplace_back(from.data(), from.data() + n);
+    return kept_.back().data();
+  }
+  void check(int64_t outer, int64_t inner, std::initializer_list<size_t> sizes) const {
+    for (size_t size : sizes)
+      if (outer < 0 || inner < 1 || size != static_cast<size_t>(outer) * channels_ * static_cast<size_t>(inner))
+        rw::fail("an array does not have as many elements as its channels and sizes say");
+  }
+
+  const rw::TrainKernel& kernel_;
+  size_t channels_;
+  rw::TrainEpilogue e_{};
+  std::vector<std::vector<float>> kept_;
+};
+
+void bind_train(nb::module_& m) {
+  nb::class_<Epilogue>(m, "Epilogue", "A layer's epilogue in training, over float32 arrays of outer x channels x inner accumulators.")
+      .def(nb::init<const std::string&, int, float, float, Floats, Floats, Floats, std::optional<Floats>, std::optional<Floats>, std::optional<Floats>,
+                    float, std::optional<Floats>, const std::string&, float, float, const std::string&>(),
+           "kind"_a, "unary"_a, "a"_a, "b"_a, "m"_a, "lo"_a, "hi"_a, "zero"_a.none(), "table"_a.none(), "poly"_a.none(), "poly_b"_a, "out_scale"_a.none(),
+           "slope"_a, "k"_a, "top"_a, "isa"_a = "")
+      .def("forward", &Epilogue::forward, "acc"_a, "y"_a, "outer"_a, "inner"_a)
+      .def("backward", &Epilogue::backward, "acc"_a, "grad"_a, "to"_a, "outer"_a, "inner"_a, "s_acc"_a, "s_out"_a.none(), "s_before"_a.none(),
+           "sums"_a, "Writes the gradient of acc into `to` and adds three sums per channel to `sums` (float64, 3 x channels).");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -458,4 +530,5 @@ NB_MODULE(_native, m) {
   }, "Operation name -> (code, tensors, attributes, blobs).");
 
   bind_detect(m);
+  bind_train(m);
 }

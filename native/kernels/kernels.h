@@ -211,6 +211,32 @@ struct ResizeKernel {
   void (*blend)(const int16_t* a, const int16_t* b, int wa, int wb, uint8_t* y, int64_t n);
 };
 
+// Training (run/torch/fused.py): a layer's epilogue over floats that hold its accumulators, with the bias in them. Codes are
+// held without their zero point. Formulas: train_f32.h.
+enum class SlopeKind : int { one = 0, tanh = 1, fejer = 2 };   // surrogates.py: ste and lsq, dsq, fourier
+
+struct TrainEpilogue {      // an entry per channel where nothing else is said; null where the kind has none
+  EpilogueKind kind;
+  int unary;
+  float a, b;
+  const float *m, *lo, *hi; // lo, hi: codes the result is clamped to
+  const float* zero;        // table, fine: index of 0
+  const float* table;       // table, fine: `entries` codes
+  int entries;
+  const float* poly;        // poly: c0[32], c1[32], c2[32]
+  float poly_b;
+  const float* out_scale;   // poly
+  SlopeKind slope;
+  float k, top;             // tanh: k and k / (2 tanh(k / 2)); fejer: the number of terms
+  const float *s_acc, *s_out, *s_before;   // backward: s_x * s_w, s_y, s_p (table)
+};
+
+// Arrays are [outer][channels][inner]. `to` is the gradient of acc; sums is [3][channels] and is added to.
+struct TrainKernel {
+  void (*forward)(const TrainEpilogue&, const float* acc, float* y, int64_t outer, int64_t channels, int64_t inner);
+  void (*backward)(const TrainEpilogue&, const float* acc, const float* grad, float* to, int64_t outer, int64_t channels, int64_t inner, double* sums);
+};
+
 // As many multiply-adds per second as the path's instructions allow: each does `rounds` of them and returns how many operations (two per multiply-add) that was.
 struct PeakKernel {
   int64_t (*int8)(int64_t rounds);

@@ -17,3 +17,7 @@ class UnsupportedError(RoadworthyError):
 
 class MissingExtraError(RoadworthyError):
     """An optional dependency is needed and absent. The text says which extra to install."""
+
+
+class TrainingError(RoadworthyError):
+    """A training went wrong on the way (a loss became NaN). The text names the layer, and what to do about it."""

@@ -1,4 +1,4 @@
-"""What a training loop asks of a network, whichever arithmetic stands behind it: float, or quantized as deployed."""
+"""What a training loop asks of a network, whichever arithmetic stands behind it: float, or as it is deployed."""
 
 from __future__ import annotations
 
