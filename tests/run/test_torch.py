@@ -21,6 +21,7 @@ from test_reference_ops import ACTIVATIONS, IMAGE
 
 from onnx_graphs import N, build, ort, rand
 from random_graphs import random_network
+from random_int8 import random_int8_model
 from roadworthy.check.agreement import compare_runners
 from roadworthy.data.street import scene
 from roadworthy.errors import InputError, MissingExtraError, UnsupportedError
@@ -238,3 +239,26 @@ def test_several_threads_at_once():
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(slopes, xs))
     assert all(torch.equal(a, b) for one, other in zip(alone, together) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_copies_are_trained_apart(quantized: bool):
+    if quantized:
+        from roadworthy.run.torch.quantized import QatSettings, QuantizedModule
+
+        module = QuantizedModule(random_int8_model(3), QatSettings(gradient="lsq", noise=0.5))
+    else:
+        module = bridge.module_of(load(build(NODES, WEIGHTS))).double()
+    x = torch.from_numpy(rand(*module.input_shape)).to(next(module.parameters()).dtype)
+    name = next(iter(dict(module.named_parameters())))
+    with torch.no_grad():
+        module.constant(name).mul_(1.5)
+    module.prepare(-1, 0)
+    wanted = {k: v.detach().clone() for k, v in module(x).items()}
+    other = copy.deepcopy(module)
+    assert type(other) is type(module) and all(torch.equal(v, wanted[k]) for k, v in other(x).items())
+    with torch.no_grad():
+        other.constant(name).mul_(-1)
+    other.prepare(-1, 0)
+    assert all(torch.equal(v, wanted[k]) for k, v in module(x).items())
+    assert not all(torch.equal(v, wanted[k]) for k, v in other(x).items())

@@ -19,6 +19,10 @@ from roadworthy.run.torch.operators import operator_of
 from roadworthy.run.torch.parameters import kinds
 
 
+EVALUATION = -1
+"""The step for which `prepare` draws nothing."""
+
+
 class GraphModule(nn.Module):
     """A float graph, `Trainable`. What `parameters.kinds` names is a parameter, all other constants are buffers.
 
@@ -26,6 +30,9 @@ class GraphModule(nn.Module):
     that `named_parameters` and `state_dict` speak the graph's language. `.double()` and `.to()` work as usual.
     `forward` writes nothing but its result, so that several threads may call it at the same time.
     """
+
+    settings: Any = None
+    """What else a subclass is made with."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -103,7 +110,7 @@ class GraphModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
         """Parameters and buffers are copied; the graph, a value, is shared."""
-        made = GraphModule(self._model)
+        made = type(self)(self._model) if self.settings is None else type(self)(self._model, self.settings)  # type: ignore[call-arg]
         memo[id(self)] = made
         for name, (home, leaf) in self._home.items():
             other = made._home[name][0]
@@ -112,6 +119,7 @@ class GraphModule(nn.Module):
                 other._parameters[leaf] = nn.Parameter(old.detach().clone(), old.requires_grad)
             else:
                 other._buffers[leaf] = self.constant(name).clone()
+        made.prepare(EVALUATION, 0)
         return made.train(self.training)
 
     def constant(self, name: str) -> Tensor:
