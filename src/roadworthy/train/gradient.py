@@ -115,10 +115,11 @@ class Gradients:
         except Exception as caught:
             error = caught
         self.world.together(error)
-<<<<<<< HEAD
-        told = [one for share in self.world.everyone([(r.parts, r.used) for r in results]) for one in share]
+        own = [(r.parts, r.used, r.moments) for r in results]
+        told = [one for share in self.world.everyone(own) for one in share]
+        self.moments = [of for _, _, of in told if of]
         self.world.add_up(total, kept)
-        used = [any(column) for column in zip(*(used for _, used in told))]
+        used = [any(column) for column in zip(*(used for _, used, _ in told))]
         slopes = [part if wanted else None for part, wanted in zip(self._views(total), used)]
         count = len(slopes) - len(state.extra)
         gradients = [*self.student.collect(slopes[:count]), *slopes[count:]]
@@ -127,20 +128,12 @@ class Gradients:
             if gradient is not None:
                 into.copy_(gradient)
         state.flat.div_(self.schedule.batch)
-        return _mean([parts for parts, _ in told]), [gradient is not None for gradient in gradients]
+        return _mean([parts for parts, *_ in told]), [gradient is not None for gradient in gradients]
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         """The stretches of a vector as gradients of the leaves."""
         parts = flat.split([t.numel() for t in self.leaves])
         return [part.view(t.shape) for part, t in zip(parts, self.leaves)]
-=======
-        own = [(r.parts, r.used, r.moments) for r in results]
-        told = [one for share in self.world.everyone(own) for one in share]
-        self.moments = [of for _, _, of in told if of]
-        self.world.add_up(state.flat, kept)
-        state.flat.div_(self.schedule.batch)
-        return _mean([parts for parts, *_ in told]), [any(column) for column in zip(*(used for _, used, _ in told))]
->>>>>>> loop
 
     def _image(self, pair: tuple[Item, Any]) -> Result:
         """Loss and gradient of one image, in a thread of its own."""
