@@ -8,19 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from training import TASK, Imitation, network, pictures, weights_of  # noqa: E402
 
+from onnx_graphs import N, build  # noqa: E402
 from roadworthy.errors import InputError, TrainingError  # noqa: E402
+from roadworthy.model.model import load  # noqa: E402
 from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402
 from roadworthy.train.checkpoint import Checkpoints  # noqa: E402
 from roadworthy.train.feed import Feed  # noqa: E402
-from roadworthy.train.gradient import allows_mixed  # noqa: E402
+from roadworthy.train.gradient import is_float  # noqa: E402
 from roadworthy.train.loop import Interrupted, Trained, train  # noqa: E402
-from roadworthy.train.parallel import run_all  # noqa: E402
+from roadworthy.train.parallel import one_thread_each, run_all  # noqa: E402
 from roadworthy.train.schedule import LAST, Schedule  # noqa: E402
 from roadworthy.train.state import State  # noqa: E402
 
@@ -244,7 +247,47 @@ def test_half_precision_is_for_float_students_only():
     assert half.distances[1] < 0.5 * half.distances[0]
     from roadworthy.run.torch.quantized import QuantizedModule
 
-    assert allows_mixed(Student(network())) and not allows_mixed(QuantizedModule.__new__(QuantizedModule))
+    assert is_float(Student(network())) and not is_float(QuantizedModule.__new__(QuantizedModule))
+
+
+def test_statistics_of_batch_normalization_stay_or_follow_the_images():
+    rng = np.random.default_rng(2)
+    shapes = {"w": (4, 3, 3, 3), "gamma": 4, "beta": 4, "mean": 4, "var": 4, "v": (3, 4, 1, 1)}
+    nodes = [
+        N("Conv", ["x", "w"], ["a"], name="conv"),
+        N("BatchNormalization", ["a", "gamma", "beta", "mean", "var"], ["n"], name="norm"),
+        N("Relu", ["n"], ["m"], name="relu"),
+        N("Conv", ["m", "v"], ["b"], name="tell"),
+        N("GlobalAveragePool", ["b"], ["p"], name="pool"),
+        N("Flatten", ["p"], ["y"], name="flat"),
+    ]
+    weights = {k: np.abs(rng.normal(1, 0.3, v)).astype(np.float32) for k, v in shapes.items()}
+    model = load(build(nodes, weights, (1, 3, 16, 16)), task=TASK)
+    schedule = replace(SHORT, lr=0.0, ema=0.0, steps=60, warmup=0)
+    frozen, student = Student(model), Student(model)
+    run(schedule, student=frozen, aim=Imitation(model), evaluate=None)
+    assert torch.equal(frozen.constant("mean"), torch.from_numpy(weights["mean"]))
+    run(replace(schedule, batch_norm="estimated"), student=student, aim=Imitation(model), evaluate=None)
+    images = [i.x for step in range(40, 60) for i in Feed(pictures(12), TASK, 4).items(step)]
+    read = torch.cat([student(x, ["a"])["a"] for x in images]).transpose(0, 1).reshape(4, -1)
+    # What is left of the beginning is 0.9^60 = 0.2 %; the rest is a mean over the last steps' images, weighted.
+    torch.testing.assert_close(student.constant("mean"), read.mean(1).detach(), rtol=0.05, atol=0)
+    torch.testing.assert_close(student.constant("var"), read.var(1).detach(), rtol=0.1, atol=0)
+
+
+def test_settings_of_threads_close_in_any_order():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        a, b = one_thread_each(), one_thread_each()
+        a.__enter__()
+        b.__enter__()
+        a.__exit__(None, None, None)
+        assert torch.get_num_threads() == 1
+        b.__exit__(None, None, None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # What can go wrong.

@@ -19,7 +19,10 @@ from roadworthy.model.task import Task
 from roadworthy.run.torch.module import GraphModule
 
 SIDE = 16
-TASK = Task(Preprocess((SIDE, SIDE), resize="letterbox", scale=1 / 255), DecodeSpec("classify", num_classes=3))
+TASK = Task(
+    Preprocess((SIDE, SIDE), resize="letterbox", scale=1 / 255),
+    DecodeSpec("classify", num_classes=3, scores_are_logits=True),
+)
 
 
 def network(seed: int = 0) -> Model:

@@ -2,7 +2,7 @@
 
 feed threads:   open, change, preprocess; ask the teachers           bounded, across steps
 train threads:  student, loss, gradient of one image                 as many as workers
-caller:         sum over the images in order, over the processes in order
+caller:         sum over the images in order, over the processes in order; from the student's leaves to its parameters
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from roadworthy.run.torch.batchnorm import Moments, moments
 from roadworthy.run.torch.module import GraphModule
 from roadworthy.run.torch.quantized import QuantizedModule
 from roadworthy.run.torch.trainable import Trainable
@@ -33,19 +34,39 @@ Feeding = Generator[tuple[Item, Any], None, None]
 class Result:
     """What one image gave.   parts: the loss under "loss", then its terms.   flat: gradient; None where not finite.
 
-    used: which parameters the loss depends on.
+        own = [(r.parts, r.used, r.moments) for r in results]
+        told = [one for share in self.world.everyone(own) for one in share]
+        self.moments = [of for _, _, of in told if of]
+        self.world.add_up(total, kept)
+        used = [any(column) for column in zip(*(used for _, used, _ in told))]
+        slopes = [part if wanted else None for part, wanted in zip(self._views(total), used)]
+        count = len(slopes) - len(state.extra)
+        gradients = [*self.student.collect(slopes[:count]), *slopes[count:]]
+        state.flat.zero_()
+        for into, gradient in zip(state.views(state.flat), gradients):
+            if gradient is not None:
+                into.copy_(gradient)
+        state.flat.div_(self.schedule.batch)
+        return _mean([parts for parts, *_ in told]), [gradient is not None for gradient in gradients]
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """The stretches of a vector as gradients of the leaves."""
+        parts = flat.split([t.numel() for t in self.leaves])
+        return [part.view(t.shape) for part, t in zip(parts, self.leaves)]
     """
 
     item: Item
     parts: dict[str, float]
     flat: Tensor | None
     used: list[bool]
+    moments: Moments = field(default_factory=dict)
 
 
 class Gradients:
     """Makes the gradients of a student's steps; a context, inside which its threads live.
 
     bad: called with the first image whose loss is not finite; raises.
+    moments: of the last step's images, one each in their order, where batch normalizations are followed; else empty.
     """
 
     def __init__(
@@ -57,7 +78,9 @@ class Gradients:
         self.part = world.part(schedule.batch)
         self.threads = 1 if schedule.device == "cuda" else schedule.threads(world.local)
         self.taps: tuple[str, ...] = tuple(getattr(objective, "taps", ()))
-        self.mixed = schedule.precision == "bf16" and allows_mixed(student)
+        self.mixed = schedule.precision == "bf16" and is_float(student)
+        self.follows = schedule.batch_norm == "estimated" and is_float(student) and bool(student.norms)
+        self.moments: list[Moments] = []
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Gradients:
@@ -75,7 +98,8 @@ class Gradients:
         """The mean gradient over the step's images into `state.flat`; the mean loss with its parts, and which
         parameters it depends on. The same in every process; so is the error of any of them."""
         state, kept, results = self.state, list[Tensor](), list[Result]()
-        state.flat.zero_()
+        self.leaves = [*self.student.leaves(), *state.extra.values()]
+        total = torch.zeros(sum(t.numel() for t in self.leaves), device=state.flat.device)
         error: BaseException | None = None
         try:
             mine = itertools.islice(self._feeding, len(self.part))
@@ -83,7 +107,7 @@ class Gradients:
                 if result.flat is None:
                     self._bad(result)
                 elif self.world.first:
-                    state.flat.add_(result.flat)
+                    total.add_(result.flat)
                 else:
                     kept.append(result.flat)  # those of earlier ranks come first
                 result.flat = None
@@ -91,10 +115,25 @@ class Gradients:
         except Exception as caught:
             error = caught
         self.world.together(error)
-        told = [one for share in self.world.everyone([(r.parts, r.used) for r in results]) for one in share]
-        self.world.add_up(state.flat, kept)
+        own = [(r.parts, r.used, r.moments) for r in results]
+        told = [one for share in self.world.everyone(own) for one in share]
+        self.moments = [of for _, _, of in told if of]
+        self.world.add_up(total, kept)
+        used = [any(column) for column in zip(*(used for _, used, _ in told))]
+        slopes = [part if wanted else None for part, wanted in zip(self._views(total), used)]
+        count = len(slopes) - len(state.extra)
+        gradients = [*self.student.collect(slopes[:count]), *slopes[count:]]
+        state.flat.zero_()
+        for into, gradient in zip(state.views(state.flat), gradients):
+            if gradient is not None:
+                into.copy_(gradient)
         state.flat.div_(self.schedule.batch)
-        return _mean([parts for parts, _ in told]), [any(column) for column in zip(*(used for _, used in told))]
+        return _mean([parts for parts, *_ in told]), [gradient is not None for gradient in gradients]
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """The stretches of a vector as gradients of the leaves."""
+        parts = flat.split([t.numel() for t in self.leaves])
+        return [part.view(t.shape) for part, t in zip(parts, self.leaves)]
 
     def _image(self, pair: tuple[Item, Any]) -> Result:
         """Loss and gradient of one image, in a thread of its own."""
@@ -108,17 +147,17 @@ class Gradients:
                 found = {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
             loss, terms = self.objective(found, target, self.schedule.share(state.step))
             parts = {"loss": float(loss.detach()), **terms}
-            used = [False] * len(state.parameters)
+            used = [False] * len(self.leaves)
             if not math.isfinite(parts["loss"]):
                 return Result(item, parts, None, used)
-            flat = torch.zeros_like(state.flat)
+            flat = torch.zeros(sum(t.numel() for t in self.leaves), device=state.flat.device)
             if loss.requires_grad:  # an image that says nothing is a loss without a graph
-                gradients = torch.autograd.grad(loss, state.parameters, allow_unused=True)
-                for k, (into, gradient) in enumerate(zip(state.views(flat), gradients)):
+                gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+                for k, (into, gradient) in enumerate(zip(self._views(flat), gradients)):
                     if gradient is not None:
                         into.copy_(gradient)
                         used[k] = True
-        return Result(item, parts, flat, used)
+        return Result(item, parts, flat, used, moments(self.student, item.x) if self.follows else {})  # type: ignore[arg-type]
 
     def _fed(self, pool: ThreadPoolExecutor, places: Iterator[tuple[int, int]], ahead: int) -> Feeding:
         yield from ordered(pool, self._fetch, places, ahead)
@@ -130,8 +169,8 @@ class Gradients:
             return item, self.objective.target(item.x, item.truth)
 
 
-def allows_mixed(student: Trainable) -> bool:
-    """Whether a student may compute in bf16: float networks may, but not the exact arithmetic of quantized ones."""
+def is_float(student: Trainable) -> TypeGuard[GraphModule]:
+    """Whether a student computes in floats, in any precision; the arithmetic of a quantized one is exact."""
     return isinstance(student, GraphModule) and not isinstance(student, QuantizedModule)
 
 

@@ -28,12 +28,13 @@ from torch import Tensor
 
 from roadworthy.errors import InputError, TrainingError
 from roadworthy.model.model import Model
+from roadworthy.run.torch.batchnorm import follow
 from roadworthy.run.torch.quantized import EVALUATION
 from roadworthy.run.torch.trainable import Trainable
 from roadworthy.train import diagnose
 from roadworthy.train.checkpoint import Checkpoints
 from roadworthy.train.feed import Feed
-from roadworthy.train.gradient import Gradients, Result
+from roadworthy.train.gradient import Gradients, Result, is_float
 from roadworthy.train.parallel import World, one_thread_each
 from roadworthy.train.schedule import Schedule
 from roadworthy.train.state import State
@@ -162,6 +163,8 @@ class _Training:
         rate = self.schedule.lr * self.schedule.factor(state.step)
         self.clean = False
         norm = state.descend(used)
+        if self.gradients.moments and is_float(self.student):
+            follow(self.student, self.gradients.moments)
         self.clean = True
         mark = {"step": state.step, **parts, "norm": norm, "lr": rate}
         state.history.append(mark)
