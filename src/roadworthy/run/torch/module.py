@@ -18,7 +18,6 @@ from roadworthy.run.torch.moves import Operator
 from roadworthy.run.torch.operators import operator_of
 from roadworthy.run.torch.parameters import kinds
 
-
 EVALUATION = -1
 """The step for which `prepare` draws nothing."""
 
