@@ -163,7 +163,8 @@ class Finetune(Checked):
             steps=self.steps, batch=self.batch, lr=self.lr, scale_lr=self.scale_lr or None,
             bias_lr=self.bias_lr or None, weight_decay=self.weight_decay, warmup=min(20, self.steps // 5),
             clip=self.clip, ema=self.ema, optimizer=self.optimizer, evaluate_every=-(-self.steps // self.evaluations),
-            patience=self.patience, batch_norm=self.batch_norm, seed=seed, workers=Training.workers, device=self.device, precision=self.precision,
+            patience=self.patience, seed=seed, workers=Training.workers, device=self.device, precision=self.precision,
+            batch_norm=self.batch_norm,
         )  # fmt: skip
 
     def _prepared(self, model: Model, context: Context, division: Division, task: Task) -> tuple[Any, Any, Any]:
