@@ -19,8 +19,8 @@ from pathlib import Path
 
 import cv2
 
+from roadworthy.check.contract import settle_task
 from roadworthy.data.readers import read
-from roadworthy.jobs.compress import settle_task
 from roadworthy.model.model import load
 from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe
 from roadworthy.run.native.lower import lower

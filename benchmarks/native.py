@@ -21,10 +21,10 @@ from typing import Any
 from compare import IMAGES, IR, nncf_ptq, ort_static, runner_of
 from roadworthy.check.accuracy import predict
 from roadworthy.check.bench import Entry, bench
+from roadworthy.check.contract import settle_task
 from roadworthy.check.judge import Judge
 from roadworthy.check.machine import environment
 from roadworthy.data.readers import read
-from roadworthy.jobs.compress import settle_task
 from roadworthy.jobs.search import Search
 from roadworthy.jobs.trial import Ui
 from roadworthy.model.model import load

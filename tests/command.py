@@ -12,7 +12,7 @@ import pytest
 
 from roadworthy import cli
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
 """For a process of its own: this copy of the package, from any folder."""
 
 

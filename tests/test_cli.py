@@ -21,7 +21,7 @@ from roadworthy.cli import cli
 from roadworthy.data.street import scene
 from roadworthy.jobs.sample import detector
 
-COMMANDS = ("align", "bench", "compress", "demo", "eval", "inspect")
+COMMANDS = ("align", "bench", "compress", "demo", "eval", "finetune", "inspect")
 
 
 @pytest.fixture(scope="module")

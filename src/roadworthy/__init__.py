@@ -17,13 +17,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Settings": "jobs.compress", "compress": "jobs.compress", "Outcome": "jobs.compress",
+    "FinetuneSettings": "jobs.finetune", "finetune": "jobs.finetune",
     "load": "model.model", "Model": "model.model", "Encoding": "model.encoding", "QuantSpec": "model.encoding",
     "from_torch": "model.from_torch", "to_state_dict": "model.state",
     "Task": "model.task", "Preprocess": "data.preprocess", "DecodeSpec": "detect.spec",
     "Detections": "detect.detections", "Truth": "detect.detections",
     "Sample": "data.samples", "Samples": "data.samples", "Dataset": "data.dataset", "read": "data.readers",
     "Recipe": "recipe", "Fold": "recipe", "Quantize": "recipe", "StoreWeights": "recipe", "CorrectBias": "recipe",
-    "Equalize": "recipe", "Smooth": "recipe", "Round": "recipe", "SetThreshold": "recipe",
+    "Equalize": "recipe", "Smooth": "recipe", "Round": "recipe", "SetThreshold": "recipe", "Finetune": "recipe",
     "to_qdq": "model.qdq", "from_qdq": "model.qdq", "TARGETS": "run.targets", "lower": "run.native.lower",
     "Detector": "run.native.detector",
     "settle": "check.contract", "align": "check.align", "bench": "check.bench", "inspect": "check.inspect",

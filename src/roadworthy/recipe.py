@@ -6,7 +6,7 @@ same seed gives the same bytes. Steps that look at images share one calibration 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,9 @@ from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.steps.bias import CorrectBias
 from roadworthy.steps.calibration import Calibration
+from roadworthy.steps.context import Context, Contextual
 from roadworthy.steps.equalize import Equalize
+from roadworthy.steps.finetune import Finetune
 from roadworthy.steps.fold import Fold
 from roadworthy.steps.quantize import Quantize
 from roadworthy.steps.round import Round
@@ -25,8 +27,8 @@ from roadworthy.steps.store import StoreWeights
 from roadworthy.steps.threshold import SetThreshold
 
 __all__ = [
-    "STEPS", "Calibration", "CorrectBias", "Equalize", "Fold", "Quantize", "Recipe", "Round", "SetThreshold", "Smooth",
-    "Step", "StoreWeights", "read_recipe",
+    "STEPS", "Calibration", "CorrectBias", "Equalize", "Finetune", "Fold", "Quantize", "Recipe", "Round",
+    "SetThreshold", "Smooth", "Step", "StoreWeights", "read_recipe",
 ]  # fmt: skip
 
 VERSION = 1
@@ -35,6 +37,8 @@ CHOICES = ("random", "coverage")
 
 
 class Step(Protocol):
+    """One that wants to know more than its images has `within`, too: see steps/context.py."""
+
     def __call__(self, model: Model, samples: Samples) -> Model: ...
 
 
@@ -46,6 +50,7 @@ STEPS: dict[str, type[Any]] = {
     "store_weights": StoreWeights,
     "correct_bias": CorrectBias,
     "round": Round,
+    "finetune": Finetune,
     "set_threshold": SetThreshold,
 }
 
@@ -78,12 +83,27 @@ class Recipe:
             return Calibration.covering(Fold()(model, samples), samples, self.images, self.seed)
         return samples.take(min(self.images, len(samples)), self.seed)
 
-    def apply(self, model: Model, samples: Samples) -> Model:
-        """Apply all steps in order."""
+    def apply(self, model: Model, samples: Samples, original: Model | None = None) -> Model:
+        """Apply all steps in order.
+
+        samples: all calibration images; most steps get those that `choose` chooses.   original: what a training learns
+        from, where that is not the model itself (a quantized or pruned one is trained further).
+        """
         chosen = self.choose(samples, model)
+        context = Context(model if original is None else original, samples, chosen, self.seed)
         for step in self.steps:
-            model = step(model, chosen)
+            model = step.within(model, context) if isinstance(step, Contextual) else step(model, chosen)
         return model
+
+    @property
+    def training(self) -> Finetune | None:
+        """The step that trains, where there is one."""
+        return next((s for s in self.steps if isinstance(s, Finetune)), None)
+
+    @property
+    def untrained(self) -> Recipe:
+        """The recipe without any training."""
+        return replace(self, steps=tuple(s for s in self.steps if not isinstance(s, Finetune)))
 
     def to_yaml(self, notes: dict[str, str] | None = None) -> str:
         """YAML text; notes (hashes, versions) become a `made_with` section that replaying compares."""

@@ -28,7 +28,7 @@ from roadworthy.detect.evaluate import Interval
 from roadworthy.detect.figures import Drops
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.jobs import compress as job
-from roadworthy.jobs import threshold
+from roadworthy.jobs import pipeline, threshold
 from roadworthy.jobs.assess import _drops
 from roadworthy.jobs.compress import Outcome, Settings, compress
 from roadworthy.jobs.evidence import _recall_sentence
@@ -245,10 +245,10 @@ def test_an_operator_that_native_lacks_is_refused_before_anything_is_measured(
     def measured(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "_judge", measured)
+    monkeypatch.setattr(pipeline, "judge_original", measured)
     with pytest.raises(UnsupportedError, match="Det"):
         compress("odd.onnx", "images", "out", Settings(**{**QUICK, "target": "native", "task": "task.yaml"}))
     assert not Path("out").exists()
     model = job.load("odd.onnx")
-    left, (told,) = job._lowered(model, ("ort", "native"), Settings())
+    left, (told,) = job.lowered(model, ("ort", "native"), Settings())
     assert left == ("ort",) and told.startswith("not tried on native: ") and "Det" in told

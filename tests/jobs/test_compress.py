@@ -28,8 +28,7 @@ from roadworthy.data.samples import Sample, Samples
 from roadworthy.data.street import CLASS_NAMES
 from roadworthy.detect.detections import Truth
 from roadworthy.errors import InputError
-from roadworthy.jobs import compress as job
-from roadworthy.jobs import search, threshold
+from roadworthy.jobs import original, output, pipeline, search, speed, threshold
 from roadworthy.jobs.compress import FILES, Outcome, Settings, compress
 from roadworthy.jobs.sample import detector, scenes
 from roadworthy.jobs.stages import Stages, pack_reference, unpack_reference
@@ -136,7 +135,7 @@ def test_a_recipe_for_another_model_is_told(here: Path):
 def test_a_layer_that_a_recipe_makes_up_is_refused_before_anything_is_measured(
     here: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ):
-    monkeypatch.setattr(job, "predict", None)
+    monkeypatch.setattr(original, "predict", None)
     Path("r.yaml").write_text(f"version: 1\nsteps: [{{quantize: {{target: ort, {setting}}}}}]\n")
     with pytest.raises(InputError, match=r"the recipe r\.yaml names the layer 'nolayer'"):
         small(recipe="r.yaml")
@@ -316,7 +315,7 @@ def test_a_restless_machine_is_asked_three_times_and_the_middle_counts(here: Pat
         )
         return replace(result, quiet=False)
 
-    monkeypatch.setattr(job, "bench", restless)
+    monkeypatch.setattr(speed, "bench", restless)
     report = small(target="auto", max_drop=100.0).report
     assert report["result"]["target"] == "openvino" and next(rounds, None) is None
     (chosen,) = [c for c in report["candidates"] if c["chosen"]]
@@ -345,7 +344,7 @@ def test_a_failure_while_writing_leaves_the_old_output(here: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(job, "write_html", full)
+    monkeypatch.setattr(output, "write_html", full)
     with pytest.raises(OSError, match="No space"):
         small(force=True, seed=1)
     after = tree(here)
@@ -359,7 +358,7 @@ def test_a_full_disk_is_one_sentence_too(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "out/report.html")
 
-    monkeypatch.setattr(job, "write_html", full)
+    monkeypatch.setattr(output, "write_html", full)
     args = ["compress", "model.onnx", "--data", "images", "--task", "task.yaml", "--target", "ort", "--threads", 1]
     ran = roadworthy(capfd, *args, "--effort", "quick", "--out", "out")
     assert ran.code == 2 and ran.err.splitlines()[-1].startswith("roadworthy: out/report.html: No space left on device")
@@ -402,7 +401,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append("mirrored" if more.get("mirrored") else "plain")
         return result
 
-    for module in (accuracy, job, search, threshold):
+    for module in (accuracy, original, search, threshold):
         monkeypatch.setattr(module, "predict", counted)
     return done
 
@@ -511,7 +510,7 @@ def test_ctrl_c_before_anything_is_done_promises_nothing(
         raise KeyboardInterrupt
 
     before = tree(here)
-    monkeypatch.setattr(job, "read", interrupt)
+    monkeypatch.setattr(pipeline, "read", interrupt)
     ran = roadworthy(capfd, "compress", "model.onnx", "--data", "images", "--target", "ort", "--out", "out")
     assert ran.code == 130 and "out was not written" in ran.err and "--resume" not in ran.err
     monkeypatch.setattr("roadworthy.jobs.assess.load", interrupt)

@@ -17,8 +17,7 @@ from command import roadworthy
 from onnx_graphs import N, build
 from roadworthy.check.report_schema import validate
 from roadworthy.errors import InputError, UnsupportedError
-from roadworthy.jobs import compress as job
-from roadworthy.jobs import search
+from roadworthy.jobs import search, speed
 from roadworthy.jobs.compress import FILES, GOLDEN_FILES, Outcome, Settings, compress
 from roadworthy.run.native.plan import Plan
 from roadworthy.run.native.task_text import is_fixed
@@ -39,7 +38,7 @@ def no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the speed of a simulated target was measured")
 
-    for module in (job, search):
+    for module in (speed, search):
         monkeypatch.setattr(module, "bench", refuse)
 
 

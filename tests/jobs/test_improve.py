@@ -185,10 +185,10 @@ def test_it_is_said_when_nothing_could_be_held_out(place: Path, network: Model):
 @native
 def test_the_parts_of_a_plan_make_up_the_file(place: Path, network: Model):
     """Packed weights and constants that several layers share included."""
-    from roadworthy.jobs.evidence import _parts_of
+    from roadworthy.jobs.layer_rows import parts_of
 
     search = search_of(network, read(place / "unlabelled").calibration, "native")
     for bits in (8, 3):
         trial = search.build("", "int8", search.recipe(Quantize("native", weight_bits=bits)))
-        parts = _parts_of(trial)
+        parts = parts_of(trial)
         assert sum(parts.values()) == len(trial.deployed) and min(parts.values()) > 0

@@ -11,9 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, Imitation, Student, network, pictures  # noqa: E402
+from training import TASK, Imitation, network, pictures  # noqa: E402
 
 from roadworthy.errors import InputError  # noqa: E402
+from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402
 from roadworthy.train.checkpoint import MAGIC, Checkpoints, read  # noqa: E402
 from roadworthy.train.feed import Feed  # noqa: E402
 from roadworthy.train.loop import train  # noqa: E402
@@ -65,9 +66,9 @@ def test_another_training_is_refused_by_what_differs(tmp_path: Path):
     for other, sentence in (
         ({"schedule": replace(SHORT, lr=0.02)}, r"lr was 0.01 and is now 0.02"),
         ({"schedule": replace(SHORT, steps=9)}, r"steps was 4 and is now 9"),
-        ({"began": 5}, r"its student differs"),
+        ({"began": 5}, r"not the same student"),
         ({"teacher": 2}, r"teacher was 1 and is now 2"),
-        ({"images": 7}, r"its images differs"),
+        ({"images": 7}, r"not the same images"),
         ({"augment": "strong"}, r"augment was 'light' and is now 'strong'"),
     ):
         with pytest.raises(InputError, match=rf"^the checkpoint .*c.rwt is of another training \({sentence}\); start"):

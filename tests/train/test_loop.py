@@ -8,18 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, Imitation, Student, network, pictures, weights_of  # noqa: E402
+from training import TASK, Imitation, network, pictures, weights_of  # noqa: E402
 
+from onnx_graphs import N, build  # noqa: E402
 from roadworthy.errors import InputError, TrainingError  # noqa: E402
+from roadworthy.model.model import load  # noqa: E402
+from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402
 from roadworthy.train.checkpoint import Checkpoints  # noqa: E402
 from roadworthy.train.feed import Feed  # noqa: E402
-from roadworthy.train.gradient import allows_mixed  # noqa: E402
+from roadworthy.train.gradient import is_float  # noqa: E402
 from roadworthy.train.loop import Interrupted, Trained, train  # noqa: E402
-from roadworthy.train.parallel import run_all  # noqa: E402
+from roadworthy.train.parallel import one_thread_each, run_all  # noqa: E402
 from roadworthy.train.schedule import LAST, Schedule  # noqa: E402
 from roadworthy.train.state import State  # noqa: E402
 
@@ -91,26 +95,43 @@ def test_a_step_is_that_of_the_whole_batch(optimizer: str):
     train(student, aim, feed, schedule)
     twin = Student(network(0))
     named = dict(twin.named_parameters())
-    groups = [{"params": [p for n, p in named.items() if n.endswith(kind)], "weight_decay": decay}
-              for kind, decay in (("weight", 0.1), ("bias", 0.0))]  # fmt: skip
+    groups = []
+    for name, parameter in named.items():
+        size = float(parameter.detach().square().mean().sqrt()) if optimizer == "adamw" else 1.0
+        rate, decay = (0.02, 0.1) if name.endswith("weight") else (0.5, 0.0)
+        groups.append({"params": [parameter], "rate": rate * size, "weight_decay": decay / size})
     kinds = {"adamw": torch.optim.AdamW(groups), "sgd": torch.optim.SGD(groups, lr=1.0, momentum=0.9)}
     for step, factor in enumerate((0.5, 1.0, 1.0)):
         kinds[optimizer].zero_grad()
         losses = [aim(twin(i.x, aim.taps), aim.target(i.x, None), 0.0)[0] for i in feed.items(step)]
         torch.stack(losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(list(twin.parameters()), 0.05)
-        for group, rate in zip(kinds[optimizer].param_groups, (0.02, 0.5)):
-            group["lr"] = rate * factor
+        for group in kinds[optimizer].param_groups:
+            group["lr"] = group["rate"] * factor
         kinds[optimizer].step()
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter, named[name], rtol=1e-4, atol=1e-6)
 
 
 def test_groups_have_their_own_rates_and_only_weights_decay():
-    schedule = Schedule(lr=0.1, bias_lr=0.2, weight_decay=0.3)
+    schedule = Schedule(lr=0.1, bias_lr=0.2, weight_decay=0.3, optimizer="sgd")
     groups = State(Student(network()), schedule, {}).optimizer.param_groups
     assert [(g["highest"], g["weight_decay"], len(g["params"])) for g in groups] == [(0.1, 0.3, 2), (0.2, 0.0, 2)]
     assert schedule.rate("scales") == 0.1 and replace(schedule, scale_lr=0.0).rate("scales") == 0.0
+
+
+def test_a_step_is_a_share_of_what_it_changes():
+    """Adam's first step moves every number of a tensor by its rate, whatever the gradient: 1 % of the tensor's root
+    mean square here, in small layers as in large ones. Its epsilon, 1e-8, takes a little where gradients are small."""
+    student = Student(network(0))
+    for name, factor in (("a.weight", 30.0), ("b.weight", 1 / 30), ("b.bias", 100.0)):
+        student.constant(name).data.mul_(factor)
+    before = {n: p.detach().clone() for n, p in student.named_parameters()}
+    schedule = replace(SHORT, steps=1, warmup=0, lr=0.01, ema=0.0, clip=0.0)
+    train(student, Imitation(network(1)), Feed(pictures(12), TASK, 4), schedule)
+    for name, parameter in student.named_parameters():
+        share = float((parameter.detach() - before[name]).norm() / before[name].norm())
+        assert share == pytest.approx(0.01, rel=1e-3), name
 
 
 def test_the_rate_rises_in_a_line_and_falls_by_half_a_cosine():
@@ -133,6 +154,40 @@ def test_training_stops_when_nothing_gets_better():
     assert found.stopped == "2 evaluations brought nothing better"
     assert found.history[-1]["step"] == 10 and found.best_step == 0
     assert math.isinf(run(replace(SHORT, steps=2), aim=aim, evaluate=lambda student: math.nan).distances[1])
+
+
+def test_patience_outlives_an_interruption(tmp_path: Path):
+    schedule, path = replace(SHORT, evaluate_every=5, patience=2), tmp_path / "c.rwt"
+
+    def interrupt(step: int, *_: object) -> None:
+        if step in (7, 10):
+            signal.raise_signal(signal.SIGINT)
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(schedule, evaluate=lambda student: 1.0, checkpoints=Checkpoints(path, resume=True), progress=interrupt)
+    found = run(schedule, evaluate=lambda student: 1.0, checkpoints=Checkpoints(path, resume=True))
+    assert found.history[-1]["step"] == 10
+
+
+def test_the_average_follows_its_formula():
+    """(1 + t) / (10 + t) of the old and the rest of the new, until `ema` is less."""
+    kept = [p.detach().double() for p in Student(network(0)).parameters()]
+    for steps, decay in ((1, 0.1), (2, 2 / 11), (3, 0.2)):
+        schedule = replace(SHORT, steps=3, ema=0.2)
+        feed, student = Feed(pictures(12), TASK, 4, 0), Student(network(0))
+
+        def stop(step: int, *_: object, steps: int = steps) -> None:
+            if step == steps:
+                raise KeyboardInterrupt
+
+        with pytest.raises(Interrupted):
+            train(student, Imitation(network(1)), feed, schedule, progress=stop)
+        kept = [decay * a + (1 - decay) * p.detach().double() for a, p in zip(kept, student.parameters())]
+    averaged = Student(network(0))
+    train(averaged, Imitation(network(1)), Feed(pictures(12), TASK, 4, 0), replace(SHORT, steps=3, ema=0.2))
+    for wanted, parameter in zip(kept, averaged.parameters()):
+        torch.testing.assert_close(parameter.double(), wanted, rtol=0, atol=4 * 2**-24 * float(wanted.abs().max()))
 
 
 def test_without_evaluation_the_average_is_delivered():
@@ -192,7 +247,47 @@ def test_half_precision_is_for_float_students_only():
     assert half.distances[1] < 0.5 * half.distances[0]
     from roadworthy.run.torch.quantized import QuantizedModule
 
-    assert allows_mixed(Student(network())) and not allows_mixed(QuantizedModule.__new__(QuantizedModule))
+    assert is_float(Student(network())) and not is_float(QuantizedModule.__new__(QuantizedModule))
+
+
+def test_statistics_of_batch_normalization_stay_or_follow_the_images():
+    rng = np.random.default_rng(2)
+    shapes = {"w": (4, 3, 3, 3), "gamma": 4, "beta": 4, "mean": 4, "var": 4, "v": (3, 4, 1, 1)}
+    nodes = [
+        N("Conv", ["x", "w"], ["a"], name="conv"),
+        N("BatchNormalization", ["a", "gamma", "beta", "mean", "var"], ["n"], name="norm"),
+        N("Relu", ["n"], ["m"], name="relu"),
+        N("Conv", ["m", "v"], ["b"], name="tell"),
+        N("GlobalAveragePool", ["b"], ["p"], name="pool"),
+        N("Flatten", ["p"], ["y"], name="flat"),
+    ]
+    weights = {k: np.abs(rng.normal(1, 0.3, v)).astype(np.float32) for k, v in shapes.items()}
+    model = load(build(nodes, weights, (1, 3, 16, 16)), task=TASK)
+    schedule = replace(SHORT, lr=0.0, ema=0.0, steps=60, warmup=0)
+    frozen, student = Student(model), Student(model)
+    run(schedule, student=frozen, aim=Imitation(model), evaluate=None)
+    assert torch.equal(frozen.constant("mean"), torch.from_numpy(weights["mean"]))
+    run(replace(schedule, batch_norm="estimated"), student=student, aim=Imitation(model), evaluate=None)
+    images = [i.x for step in range(40, 60) for i in Feed(pictures(12), TASK, 4).items(step)]
+    read = torch.cat([student(x, ["a"])["a"] for x in images]).transpose(0, 1).reshape(4, -1)
+    # What is left of the beginning is 0.9^60 = 0.2 %; the rest is a mean over the last steps' images, weighted.
+    torch.testing.assert_close(student.constant("mean"), read.mean(1).detach(), rtol=0.05, atol=0)
+    torch.testing.assert_close(student.constant("var"), read.var(1).detach(), rtol=0.1, atol=0)
+
+
+def test_settings_of_threads_close_in_any_order():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        a, b = one_thread_each(), one_thread_each()
+        a.__enter__()
+        b.__enter__()
+        a.__exit__(None, None, None)
+        assert torch.get_num_threads() == 1
+        b.__exit__(None, None, None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # What can go wrong.
@@ -239,17 +334,18 @@ def test_a_loss_that_is_not_finite_by_itself_names_its_term():
         run(aim=Nan(network(1)))
 
 
-def test_ctrl_c_ends_the_step_keeps_everything_and_says_so(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_step_keeps_everything_and_says_so(tmp_path: Path, number: signal.Signals):
     path = tmp_path / "kept" / "c.rwt"
 
     def interrupt(step: int, *_: object) -> None:
         if step == 5:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"interrupted after 5 of 30 steps; go on with --resume from .*c.rwt$"):
         run(checkpoints=Checkpoints(path), progress=interrupt)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     told: list[int] = []
     found = run(checkpoints=Checkpoints(path, resume=True), progress=lambda step, *_: told.append(step))
     assert told[0] == 6 and weights_of(found.model) == weights_of(run().model)

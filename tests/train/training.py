@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from roadworthy.detect.detections import Truth
 from roadworthy.detect.spec import DecodeSpec
 from roadworthy.model.model import Model, load
 from roadworthy.model.task import Task
-from roadworthy.run.torch import write_back
 from roadworthy.run.torch.module import GraphModule
 
 SIDE = 16
-TASK = Task(Preprocess((SIDE, SIDE), resize="letterbox", scale=1 / 255), DecodeSpec("classify", num_classes=3))
+TASK = Task(
+    Preprocess((SIDE, SIDE), resize="letterbox", scale=1 / 255),
+    DecodeSpec("classify", num_classes=3, scores_are_logits=True),
+)
 
 
 def network(seed: int = 0) -> Model:
@@ -41,22 +43,6 @@ def network(seed: int = 0) -> Model:
         N("Flatten", ["p"], ["y"], name="flat"),
     ]
     return load(build(nodes, {k: v.astype(np.float32) for k, v in weights.items()}, (1, 3, SIDE, SIDE)), task=TASK)
-
-
-class Student(GraphModule):
-    def __init__(self, model: Model) -> None:
-        super().__init__(model)
-        self.began = model
-
-    def prepare(self, step: int, seed: int) -> None: ...
-
-    def groups(self) -> Mapping[str, Sequence[str]]:
-        names = [n for n, _ in self.named_parameters()]
-        biases = [n for n in names if n.endswith("bias")]
-        return {"weights": [n for n in names if n not in biases], "biases": biases}
-
-    def model(self, step: str) -> Model:
-        return write_back(self.began, self, step)
 
 
 class Imitation:
@@ -133,7 +119,7 @@ def rest(schedule: Any, folder: str, name: str, options: Mapping[str, Any]) -> N
     kept = Checkpoints(path, bool(options.get("resume")), options.get("every_seconds", 0.0))
     samples = pictures(options.get("images", 12), options.get("hw", (20, 24)))
     feed = Feed(samples, TASK, schedule.batch, schedule.seed, options.get("augment", "light"))
-    made = train(Student(network(0)), aim, feed, schedule, evaluate=aim.distance, checkpoints=kept)
+    made = train(GraphModule(network(0)), aim, feed, schedule, evaluate=aim.distance, checkpoints=kept)
     Path(folder, f"{name}.mb").write_text(str(made.peak_mb))
     result = Path(folder, f"{name}{options.get('rank', '')}.onnx")
     result.write_bytes(weights_of(made.model) + repr(made.history).encode())

@@ -1,7 +1,8 @@
 """The report: one dict, checked once, written as `report.json` for machines and `report.html` for the engineer.
 
-The dict's schema is the text of `report_schema`; the page's content is made in `report_page`, its form stands in
-`report.html.j2`. The HTML file is whole: styles, script and pictures are inside, and it asks the network for nothing.
+The dict's schema is the text of `report_schema`; the page's content is made in `report_page` and its neighbours, its
+form stands in `report.html.j2`. The HTML file is whole: styles, script and pictures are inside, and it asks the network
+for nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from jinja2 import Environment, StrictUndefined
 from ..errors import InputError
 from . import plots
 from .pictures import Picture
-from .report_page import agreement_rows, count_text, fixed, page, pairs, size_text
+from .report_page import page
 from .report_schema import parse, validate
+from .report_words import agreement_rows, count_text, fixed, pairs, size_text
 
 __all__ = ["validate", "write_html", "write_json"]
 

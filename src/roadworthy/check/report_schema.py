@@ -23,6 +23,11 @@ compressed, so positive means lost. THE schema (* required; everything else may 
                   samples, dropped, end_to_end_ms}]                                 the first row is the baseline
     size        {original {part: bytes}, compressed {part: bytes}}     absent: estimated from `layers`, and said so
     candidates  [{name*, variant, distance (held-out images), drop, bytes, ratio, seconds, chosen, why}]
+    training    {candidate*, shipped, teacher, steps* (made), best_step* (delivered; 0: what it began with), averaged,
+                 stopped (why), seconds, peak_mb, images (trained on), watched, held_out, settings {},
+                 distances [before, delivered] on the watched images, held_out_distance [before, after],
+                 drop [before, after] on the test images, loss [[step, mean loss]],
+                 distance and distance_of_average [[step, distance of the watched images]]}
     pareto      [{name*, variant, bytes*, predicted, measured, drop, chosen, recipe (path)}]
                 predicted and measured: task distance to the original on calibration images
     sensitivity [{layer*, metric, value, cost_rank (1 costs most), kept_float}]
@@ -203,6 +208,28 @@ class Candidate(Part):
     why: str | None = None
 
 
+class TrainingPart(Part):
+    candidate: str
+    shipped: bool = False
+    teacher: str | None = None
+    steps: Count
+    best_step: Count
+    averaged: bool = False
+    stopped: str | None = None
+    seconds: Positive | None = None
+    peak_mb: Positive | None = None
+    images: Count | None = None
+    watched: Count | None = None
+    held_out: Count | None = None
+    settings: dict[str, Any] | None = None
+    distances: Interval | None = None
+    held_out_distance: Interval | None = None
+    drop: Interval | None = None
+    loss: list[Interval] | None = None
+    distance: list[Interval] | None = None
+    distance_of_average: list[Interval] | None = None
+
+
 class Allocation(Part):
     name: str
     variant: str | None = None
@@ -263,6 +290,7 @@ class Report(Part):
     speed: list[Speed] | None = None
     size: Size | None = None
     candidates: list[Candidate] | None = None
+    training: TrainingPart | None = None
     pareto: list[Allocation] | None = None
     sensitivity: list[Sensitivity] | None = None
     layers: list[Layer] | None = None

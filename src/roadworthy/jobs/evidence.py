@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from roadworthy.check.accuracy import Accuracy, Predictions, agreement, match_pairs, score, tensor_of
-from roadworthy.check.align import align
+from roadworthy.check.accuracy import Accuracy, Predictions, agreement, match_pairs, score
 from roadworthy.check.bench import BenchResult
 from roadworthy.check.inspect import inspect, table_rows, totals
 from roadworthy.check.judge import Judge
@@ -21,20 +20,18 @@ from roadworthy.data.samples import Samples
 from roadworthy.detect.detections import Detections
 from roadworthy.detect.evaluate import DetectionScores, Interval, operating_point
 from roadworthy.detect.matches import match
+from roadworthy.jobs.layer_rows import layer_rows, parts_of, parts_of_file
 from roadworthy.jobs.limits import Limits
 from roadworthy.jobs.search import Search
+from roadworthy.jobs.training import minutes_text, training_of
 from roadworthy.jobs.trial import Trial
-from roadworthy.model.model import Model, load
+from roadworthy.model.model import Model
 from roadworthy.model.task import Task
-from roadworthy.model.units import units
-from roadworthy.recipe import Fold, Quantize, Recipe, StoreWeights
+from roadworthy.recipe import Fold
 from roadworthy.run.targets import TARGETS
 
-ALIGN_IMAGES = 4
 PICTURES = 6
 FEW = 50
-EXACT_DB = 149.0
-"""From here up `align` says that two tensors are equal; there is no noise to show."""
 SPEED_KEYS = ("label", "target", "median_ms", "p90_ms", "qps", "load_ms", "peak_mb", "file_bytes", "ratio",
               "ratio_spread", "samples", "dropped", "end_to_end_ms")  # fmt: skip
 
@@ -57,6 +54,7 @@ class Evidence:
     layers: list[dict[str, Any]]
     pictures: list[Picture]
     pareto: list[dict[str, Any]] | None = None
+    training: dict[str, Any] | None = None
 
 
 def gather(
@@ -102,7 +100,7 @@ def gather(
     folded = Fold()(model, calibration)
     costs = {str(row["name"]): row for row in table_rows(inspect(_proto(folded)))}
     total = totals(inspect(_proto(folded)))
-    layers, faults = _layers(model, best, calibration, task, costs)
+    layers, faults = layer_rows(model, best, calibration, task, costs)
     warnings += [f"layer by layer: {text}" for text in faults]
     if best.variant.split(",")[0] == "int8":
         warnings += _float_layers(best)
@@ -149,12 +147,13 @@ def gather(
         accuracy=_accuracy(judge, best, interval, task),
         operating=operating,
         speed=[{k: row.get(k) for k in SPEED_KEYS} for row in speed.rows()],
-        size={"original": _parts(model.float_bytes()), "compressed": _parts_of(best)},
+        size={"original": parts_of_file(model.float_bytes()), "compressed": parts_of(best)},
         candidates=_candidates(searches, best),
         sensitivity=_sensitivity(searches, best),
         layers=layers,
         pictures=_pictures(judge, best.predictions, task, threshold_of(best, task)),
         pareto=pareto(searches, best),
+        training=training_of(searches, best),
     )
 
 
@@ -297,6 +296,7 @@ def _summary(
             f"{guess}{judge.metric} {judge.original_value:.2f} -> {best.judgement.value:.2f}: drop {interval.drop:+.2f}"
             f" points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}, on {len(judge.samples)} images."
         )
+    lines += _training_sentence(best)
     lines += _recall_sentence(operating)
     lines.append(f"{model.size:,} -> {len(best.deployed):,} bytes: {size_ratio:.2f}x smaller.")
     if ratio is None:
@@ -310,6 +310,21 @@ def _summary(
     restless = "" if quiet else " The machine was never quiet: these are no figures to quote."
     lines.append(f"{', '.join(speeds)}.{restless}")
     return lines
+
+
+def _training_sentence(best: Trial) -> list[str]:
+    """What training did for what is shipped."""
+    record, before = best.training, best.before
+    if record is None:
+        return []
+    if record.best_step == 0:
+        return [f"Training ({record.steps} steps) found nothing better than what it began with, so that is kept."]
+    told = f"Trained on {record.images} images, {record.steps} steps in {minutes_text(record.seconds)}"
+    if before is not None and before.distance is not None and best.distance is not None:
+        told += f": held-out distance {before.distance:.4f} -> {best.distance:.4f}"
+    if before is not None and before.judgement is not None and best.judgement is not None:
+        told += f"; without training the drop was {before.judgement.drop:+.2f}"
+    return [f"{told}."]
 
 
 # Accuracy
@@ -421,92 +436,6 @@ def _sensitivity(searches: list[Search], best: Trial) -> list[dict[str, Any]] | 
         }
         for s in search.sensitivity
     ]
-
-
-# Layers and size
-
-
-def placement_of(model: Model) -> dict[str, str]:
-    """Unit name -> "int8", "int8 storage" or "float"."""
-    found = {}
-    for unit in units(model.ir):
-        encoding = model.encodings.get(str(unit.weight.name))
-        found[unit.name] = "float" if encoding is None else "int8 storage" if encoding.storage else "int8"
-    return found
-
-
-def _layers(
-    model: Model, best: Trial, calibration: Samples, task: Task, costs: dict[str, dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of the layer table, and what the alignment found fault with.
-
-    Compared with the float network as it was rewritten before anything was rounded: scales that were moved from one
-    layer to the next are no faults.
-    """
-    places = placement_of(best.model)
-    tensors = [tensor_of(s, task)[0] for s in calibration.take(min(ALIGN_IMAGES, len(calibration)), 0)]
-    alignment = align(rewritten(model, best.recipe, calibration), load(best.data, task=task), tensors)
-    rows = alignment.rows()
-    keys = ("name", "op", "output", "shape", "sqnr_db", "local_sqnr_db", "cosine", "max_error")
-    found = []
-    for row in rows:
-        kept = {k: row.get(k) for k in keys}
-        cost = costs.get(str(row["name"]))
-        if cost is not None:
-            kept["macs"], kept["parameters"] = cost["macs"], cost["parameters"]
-        if (kept["local_sqnr_db"] or 0.0) >= EXACT_DB:
-            kept["local_sqnr_db"] = None
-        kept["placement"] = places.get(str(row["name"]), None)
-        found.append(kept)
-    return found, [f.text for f in alignment.findings[:5]]
-
-
-def rewritten(model: Model, recipe: Recipe, calibration: Samples) -> Model:
-    """The float network in front of the step that rounds."""
-    chosen = recipe.choose(calibration, model)
-    for step in recipe.steps:
-        if isinstance(step, Quantize | StoreWeights):
-            break
-        model = step(model, chosen)
-    return model
-
-
-def _parts_of(trial: Trial) -> dict[str, int]:
-    """The parts of what is shipped."""
-    if trial.deployed is trial.data:
-        return _parts(trial.data)
-    from roadworthy.run.native.plan import Op, Plan
-
-    parts = {"weights": 0, "biases, scales, tables": 0}
-    seen: set[bytes] = set()  # equal constants are stored once
-    for op in Plan.from_bytes(trial.deployed).ops:
-        for k, blob in enumerate(map(bytes, op.blobs)):
-            if blob not in seen:
-                weights = k == 0 and op.code in (Op.CONV, Op.DEPTHWISE)
-                parts["weights" if weights else "biases, scales, tables"] += len(blob)
-                seen.add(blob)
-    parts["graph"] = len(trial.deployed) - sum(parts.values())
-    return {k: v for k, v in parts.items() if v}
-
-
-def _parts(data: bytes) -> dict[str, int]:
-    """What the bytes of a file are: weights by type, scales, and the rest."""
-    proto = onnx.load_model_from_string(data)
-    parts = {"int8 codes": 0, "int16 codes": 0, "biases (int32)": 0, "float weights": 0}
-    kinds = {
-        onnx.TensorProto.INT8: "int8 codes", onnx.TensorProto.UINT8: "int8 codes",
-        onnx.TensorProto.INT16: "int16 codes", onnx.TensorProto.INT32: "biases (int32)",
-        onnx.TensorProto.FLOAT: "float weights",
-    }  # fmt: skip
-    for tensor in proto.graph.initializer:
-        kind = kinds.get(tensor.data_type)
-        if kind is not None:
-            parts["scales" if tensor.name.startswith("s/") else kind] = (
-                parts.get("scales" if tensor.name.startswith("s/") else kind, 0)
-                + onnx.numpy_helper.to_array(tensor).nbytes
-            )
-    parts["graph"] = len(data) - sum(parts.values())
-    return {k: int(v) for k, v in parts.items() if v}
 
 
 # Pictures

@@ -29,7 +29,8 @@ from roadworthy.check.judge import distance
 from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.limits import BeyondLimits, Limits
-from roadworthy.jobs.search import FASTER, FEWEST, Search
+from roadworthy.jobs.search import FASTER, Search
+from roadworthy.jobs.training import trained
 from roadworthy.jobs.trial import Trial, Ui
 from roadworthy.model import graph as g
 from roadworthy.model.encoding import narrow_codes
@@ -44,6 +45,7 @@ from roadworthy.quantize.sensitivity import Damage, layers_of_weights
 from roadworthy.quantize.weights import Wish, weight_encoding
 from roadworthy.recipe import Calibration, CorrectBias, Quantize, Recipe, StoreWeights
 from roadworthy.run.targets import TARGETS
+from roadworthy.steps.context import FEWEST
 
 WIDTHS = (3, 4, 5, 6, 8)
 FLOAT = "float"
@@ -142,7 +144,7 @@ def under_limits(search: Search) -> list[Trial]:
         trial.why = f"rejected: {over:,} bytes too large" if over > 0 else "rejected: too slow"
     points = 1 if search.effort == "quick" else POINTS
     mixer = Mixer(
-        search.model, search.task, search.calibration, search.target, base.recipe, search.threads, search.ui,
+        search.model, search.task, search.calibration, search.target, base.recipe.untrained, search.threads, search.ui,
         limits.max_latency_ms is not None or not TARGETS[search.target].whole,
     )  # fmt: skip
     try:
@@ -159,7 +161,14 @@ def under_limits(search: Search) -> list[Trial]:
             point.trial.why = "chosen: the least damage within the limits"
         else:
             point.trial.why = "rejected: more damage" if limits.fits(point.bytes) else "rejected: too large"
-    return [best.trial]
+    if best.trial.judgement is None or best.trial.judgement.holds:
+        return [best.trial]
+    best.trial.distance = search.distance(best.trial)
+    better = trained(search, best.trial)
+    if better is None or not limits.fits(len(better.deployed) + spare):
+        return [best.trial]
+    search.evaluate(better)
+    return [better]
 
 
 def front(search: Search, found: list[Trial]) -> None:
@@ -167,11 +176,14 @@ def front(search: Search, found: list[Trial]) -> None:
     its drop and its recipe. What was found stays what is shipped. Only where fewer bits make the file smaller."""
     from roadworthy.jobs.layers import stored_counts
 
-    base = next((t for t in found if t.variant == "int8" and stored_counts(t.deployed) is not None), None)
+    # Its bits are shared out without training: a front of trained models would cost a training for each point.
+    base = next(
+        (t for t in found if t.variant in ("int8", "int8, trained") and stored_counts(t.deployed) is not None), None
+    )
     if base is None:
         return
     mixer = Mixer(
-        search.model, search.task, search.calibration, search.target, base.recipe, search.threads, search.ui
+        search.model, search.task, search.calibration, search.target, base.recipe.untrained, search.threads, search.ui
     )  # fmt: skip
     search.points = _around(mixer, Limits(), POINTS)
     for point in search.points:

@@ -8,6 +8,8 @@
        size. If that breaks the budget, the worst layers are stored with 16 bits, then left alone.
 
     4. Before it is judged, the int8 model is improved step by step (jobs/improve.py).
+    5. Where time is given for it, an int8 model that breaks the budget is trained before layers go back to float
+       (jobs/training.py).
 
 Everything is chosen on calibration images: ranges on those that the recipe names, candidates by the task distance on
 others (`probes`), so that no candidate is judged by the images it was fitted to. The test images give the verdict, and
@@ -32,21 +34,22 @@ from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.improve import GAIN, IMPROVEMENTS, with_quantize
 from roadworthy.jobs.limits import Limits
+from roadworthy.jobs.training import fewer_in_float, trained
 from roadworthy.jobs.trial import Sensitivity, Trial, Ui
 from roadworthy.model.model import Model
 from roadworthy.model.qdq import to_qdq
 from roadworthy.model.task import Task
 from roadworthy.model.units import units
 from roadworthy.quantize.place import multiplications
-from roadworthy.recipe import CorrectBias, Fold, Quantize, Recipe, StoreWeights
+from roadworthy.recipe import CorrectBias, Finetune, Fold, Quantize, Recipe, StoreWeights
 from roadworthy.run.targets import TARGETS
+from roadworthy.steps.context import FEWEST, held_out
 
 FASTER = 1.05
 """int8 must beat float by this factor; less is within what a short measurement can tell apart."""
 EFFORT_IMAGES = {"quick": 32, "normal": 128, "thorough": 256}
 HELD_OUT = {"quick": 12, "normal": 32, "thorough": 64}
 """Calibration images that candidates are compared on; at most a fifth of all."""
-FEWEST = 4
 ATTEMPTS = 3
 SENSITIVITY_IMAGES = {"quick": 4, "normal": 8, "thorough": 16}
 
@@ -88,18 +91,31 @@ class Search:
     """Calibration images to use in place of what the effort takes."""
     by: str = "random"
     """How they are chosen: see `Recipe`."""
+    train_minutes: float = 0.0
+    """What a training may take where int8 breaks the budget; 0: none."""
+    finetune: Finetune = field(default_factory=Finetune)
+    """How it is trained; the number of steps follows from the minutes."""
+    number: Callable[[str, Callable[[], int]], int] = field(default=lambda name, work: work())
+    """Keeps a number that was measured for a job that is resumed."""
+    pace: float = 0.0
+    """Seconds an image takes in training, once that is measured."""
+    trained_again: int = 0
 
     @property
     def images(self) -> int:
         return calibration_images(self.effort, len(self.calibration), self.wanted_images)
 
+    @property
+    def held_out_count(self) -> int:
+        return held_out_images(self.effort, len(self.calibration))
+
     @cached_property
     def held_out(self) -> Samples:
-        """Calibration images that no recipe of this search calibrates with; all of them where there are very few."""
-        count = held_out_images(self.effort, len(self.calibration))
-        used = {s.name for s in self.recipe().choose(self.calibration, self.model)}
-        rest = self.calibration.where(lambda s: s.name not in used)
-        return rest.take(count, self.seed) if count else self.calibration
+        """Calibration images that no recipe of this search calibrates with or trains on; all of them where there are
+        very few."""
+        count = self.held_out_count
+        chosen = self.recipe().choose(self.calibration, self.model)
+        return held_out(self.calibration, chosen, count, self.seed) if count else self.calibration
 
     @cached_property
     def probes(self) -> list[tuple[NDArray, dict[str, NDArray]]]:
@@ -112,6 +128,12 @@ class Search:
         return float(
             np.mean([distance(want, runner.run({self.model.input_name: t}), self.task) for t, want in self.probes])
         )
+
+    def warn(self, text: str) -> None:
+        """A sentence for the report, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.ui.note(text)
 
     def note_sensitivity(self, metric: str, found: Mapping[str, float]) -> None:
         """Keep for the report what single layers cost, unless something has been noted already."""
@@ -173,6 +195,8 @@ class Search:
         self.trials.insert(0, int8)
         int8 = self.improved(int8)
         holds = self.evaluate(int8).holds
+        if not holds and (better := trained(self, int8)) is not None:
+            int8, holds = better, self._judged(better).holds
         int8.why = "chosen: " + (
             "the budget holds" if holds else "all that this target computes; the budget does not hold"
         )
@@ -180,11 +204,12 @@ class Search:
 
     # Candidates
 
-    def build(self, name: str, variant: str, recipe: Recipe) -> Trial:
-        """Apply a recipe and serialize."""
+    def build(self, name: str, variant: str, recipe: Recipe, start: Model | None = None) -> Trial:
+        """Apply a recipe and serialize.   start: what it is applied to, where that is not the original."""
         started = time.monotonic()
-        made = recipe.apply(self.model, self.calibration)
-        return Trial(name, variant, self.target, recipe, to_qdq(made), made, seconds=time.monotonic() - started)
+        made = recipe.apply(self.model if start is None else start, self.calibration, self.model)
+        seconds = time.monotonic() - started
+        return Trial(name, variant, self.target, recipe, to_qdq(made), made, seconds=seconds, start=start)
 
     def evaluate(self, trial: Trial) -> Judgement:
         """Run the candidate on its target over the test images and judge it."""
@@ -272,12 +297,22 @@ class Search:
 
     # The budget
 
+    def _judged(self, trial: Trial) -> Judgement:
+        return trial.judgement or self.evaluate(trial)
+
     def _int8_under_budget(self, int8: Trial) -> Trial | None:
         """int8, with as few layers in float as the budget allows; None when it is then no longer faster."""
         if self.evaluate(int8).holds:
             int8.why = "chosen: the budget holds, and it is faster than float"
             return int8
         int8.why = f"breaks the budget by {int8.judgement.drop - self.judge.max_drop:.2f}"  # type: ignore[union-attr]
+        better = trained(self, int8)
+        if better is not None:
+            better.ratio = int8.ratio
+            if self._judged(better).holds:
+                better.why += "; chosen: the budget holds, and it is faster than float"
+                return better
+            better.why += "; breaks the budget"
         step = next(s for s in int8.recipe.steps if isinstance(s, Quantize))
         order = self._rank("in int8", lambda others: replace(step, float_weights=others))
         for count in _growing(len(order) - 1):
@@ -288,7 +323,10 @@ class Search:
             self.trials.append(trial)
             if not self.evaluate(trial).holds:
                 trial.why = "breaks the budget"
-                continue
+                again = fewer_in_float(self, int8, better, trial)
+                if again is None:
+                    continue
+                trial = again
             self._measure_speed([trial])
             if (trial.ratio or 0) >= FASTER:
                 trial.why = "chosen: the fewest layers in float that hold the budget and are faster than float"

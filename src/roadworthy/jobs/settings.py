@@ -11,6 +11,7 @@ from roadworthy.data.dataset import Dataset
 from roadworthy.errors import InputError
 from roadworthy.jobs.calibrate import check_choice
 from roadworthy.jobs.limits import limits_of
+from roadworthy.jobs.training import MINUTES
 from roadworthy.model.task import Task
 from roadworthy.run.targets import TARGETS
 
@@ -35,6 +36,7 @@ class Settings:
     images: how many images are calibrated with, "auto" for the fewest that would cover 99 % of the ranges when chosen
     by coverage, None for what the effort takes.   choose: "random" or "coverage", see `Recipe`.   cache: look for
     statistics that another job has measured, and keep them for the next (jobs/cache.py); the result is the same.
+    train_minutes: what a training may take where int8 breaks the budget, 0 for none; None: by the effort.
     """
 
     task: str | None = None
@@ -55,6 +57,12 @@ class Settings:
     images: int | str | None = None
     choose: str = "random"
     cache: bool = True
+    train_minutes: float | None = None
+
+    @property
+    def minutes(self) -> float:
+        """What a training may take."""
+        return MINUTES[self.effort] if self.train_minutes is None else self.train_minutes
 
     def check(self) -> None:
         if self.target != "auto" and self.target not in TARGETS:
@@ -70,6 +78,8 @@ class Settings:
         if not math.isfinite(self.min_sqnr):
             raise InputError(f"--min-sqnr is {self.min_sqnr:g}; give decibels as a number")
         limits_of(self.max_size, self.max_latency)
+        if self.train_minutes is not None and not 0 <= self.train_minutes < math.inf:
+            raise InputError(f"--train-minutes is {self.train_minutes:g}; give minutes from 0 up")
         refuse_latency(self.target, self.max_latency)
         check_choice(self.images, self.choose, self.recipe)
         if self.target != "auto" and not TARGETS[self.target].available():

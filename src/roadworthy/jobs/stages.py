@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from roadworthy.check.accuracy import Predictions, Reference
 from roadworthy.detect.detections import Detections, Truth
-from roadworthy.errors import InputError, RoadworthyError
+from roadworthy.errors import InputError, RoadworthyError, TrainingError
 
 Arrays = dict[str, NDArray]
 
@@ -27,7 +27,8 @@ class Stages:
     """A folder of finished stages.   resume: read what an earlier run of the same job left; else start empty.
 
     As a context it keeps the stages when the work inside is interrupted or fails, and takes away what it made when the
-    work is refused (RoadworthyError): the same input would be refused again.
+    work is refused (RoadworthyError): the same input would be refused again. A training that left the finite numbers
+    leaves its last good checkpoint there.
     """
 
     def __init__(self, folder: Path, key: str, resume: bool) -> None:
@@ -55,7 +56,8 @@ class Stages:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, RoadworthyError) and self._made:
+        refused = kind is not None and issubclass(kind, RoadworthyError) and not issubclass(kind, TrainingError)
+        if refused and self._made:
             self.drop()
             for parent in self._made[1:]:
                 with contextlib.suppress(OSError):  # somebody else has put something there

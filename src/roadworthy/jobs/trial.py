@@ -12,6 +12,7 @@ from roadworthy.check.judge import Judgement
 from roadworthy.model.model import Model
 from roadworthy.recipe import Recipe
 from roadworthy.run.targets import TARGETS
+from roadworthy.steps.training import Record
 
 Advance = Callable[[int], None]
 
@@ -33,7 +34,8 @@ class Trial:
     """One candidate: how it was made and what came of it.
 
     distance: to the original's outputs, mean over calibration images that were held out (check/judge.distance).
-    seconds: what it took to make and to judge.
+    seconds: what it took to make and to judge.   training: what came of it, where its recipe trains.
+    before: the candidate that was trained.   start: what the recipe was applied to, where that is not the original.
     """
 
     name: str
@@ -48,6 +50,9 @@ class Trial:
     distance: float | None = None
     seconds: float = 0.0
     why: str = ""
+    training: Record | None = None
+    before: Trial | None = None
+    start: Model | None = None
 
     @cached_property
     def deployed(self) -> bytes:

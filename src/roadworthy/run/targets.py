@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from roadworthy.run import openvino, ort
 from roadworthy.run.runner import Runner, Target
+
+if TYPE_CHECKING:
+    from roadworthy.model.model import Model
 
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather",
                     "DepthToSpace", "SpaceToDepth", "Identity"})  # fmt: skip
@@ -124,3 +129,31 @@ TARGETS: dict[str, Target] = {
     # For devices without floating point: the same codes, other multipliers; run on this engine to show what they give.
     "fixed": replace(_NATIVE, name="fixed", load=_load_fixed, deploy=_fixed_plan, simulated=True),
 }
+
+
+def _witness_torch(model: Model) -> Runner:
+    from roadworthy.run.torch import TorchRunner
+
+    return TorchRunner(model)
+
+
+def _witness_float64(model: Model) -> Runner:
+    from roadworthy.run.torch import TorchRunner
+
+    return TorchRunner(model, exact=True)
+
+
+def _witness_reference(model: Model) -> Runner:
+    from roadworthy.run.reference import ReferenceRunner
+
+    return ReferenceRunner(model)
+
+
+WITNESSES: dict[str, Callable[[Model], Runner]] = {
+    "torch": _witness_torch,
+    "float64": _witness_float64,
+    "reference": _witness_reference,
+}
+"""Runners to compare with, which are no place to deploy to: nothing compresses for them, measures or budgets them.
+`torch` and `float64` run the float graph, whatever the encodings, on PyTorch and in the precision that their names say;
+`reference` is the oracle of the native engine's arithmetic."""

@@ -1,8 +1,10 @@
 """Training: what is lost by compressing is learned back, with the original network as the teacher.
 
     loop.py         one training loop for every kind of student: float, quantized, pruned
-    schedule.py     its settings;  state.py: parameters, optimizer, averages, the best so far
-    feed.py         which images a step sees; augment.py: how they are changed
+    gradient.py     the gradient of a step, image by image;  schedule.py: how many steps, how fast
+    state.py        parameters, optimizer, running average, the best so far
+    objective.py    what a student is trained towards
+    feed.py         which images a step sees;  augment.py: how they are changed
     parallel.py     threads of one process, processes of one training
     checkpoint.py   everything in one file, so that a training can be killed at any moment
     diagnose.py     which layer made a loss that is not finite

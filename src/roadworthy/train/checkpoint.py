@@ -138,6 +138,6 @@ def _difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:
         old, new = there.get(name), here.get(name)
         if old != new:
             if max(len(old or ""), len(new or "")) > _LONGEST:  # a hash says nothing to anybody
-                return f"its {name} differs"
+                return f"not the same {name}"
             return f"{name} was {old or 'not set'} and is now {new or 'not set'}"
     return ""

@@ -12,12 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from roadworthy.run.torch.batchnorm import Moments, moments
 from roadworthy.run.torch.module import GraphModule
 from roadworthy.run.torch.quantized import QuantizedModule
 from roadworthy.run.torch.trainable import Trainable
@@ -33,19 +34,39 @@ Feeding = Generator[tuple[Item, Any], None, None]
 class Result:
     """What one image gave.   parts: the loss under "loss", then its terms.   flat: gradient; None where not finite.
 
-    used: which of the student's leaves the loss depends on.
+        own = [(r.parts, r.used, r.moments) for r in results]
+        told = [one for share in self.world.everyone(own) for one in share]
+        self.moments = [of for _, _, of in told if of]
+        self.world.add_up(total, kept)
+        used = [any(column) for column in zip(*(used for _, used, _ in told))]
+        slopes = [part if wanted else None for part, wanted in zip(self._views(total), used)]
+        count = len(slopes) - len(state.extra)
+        gradients = [*self.student.collect(slopes[:count]), *slopes[count:]]
+        state.flat.zero_()
+        for into, gradient in zip(state.views(state.flat), gradients):
+            if gradient is not None:
+                into.copy_(gradient)
+        state.flat.div_(self.schedule.batch)
+        return _mean([parts for parts, *_ in told]), [gradient is not None for gradient in gradients]
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """The stretches of a vector as gradients of the leaves."""
+        parts = flat.split([t.numel() for t in self.leaves])
+        return [part.view(t.shape) for part, t in zip(parts, self.leaves)]
     """
 
     item: Item
     parts: dict[str, float]
     flat: Tensor | None
     used: list[bool]
+    moments: Moments = field(default_factory=dict)
 
 
 class Gradients:
     """Makes the gradients of a student's steps; a context, inside which its threads live.
 
     bad: called with the first image whose loss is not finite; raises.
+    moments: of the last step's images, one each in their order, where batch normalizations are followed; else empty.
     """
 
     def __init__(
@@ -57,7 +78,9 @@ class Gradients:
         self.part = world.part(schedule.batch)
         self.threads = 1 if schedule.device == "cuda" else schedule.threads(world.local)
         self.taps: tuple[str, ...] = tuple(getattr(objective, "taps", ()))
-        self.mixed = schedule.precision == "bf16" and allows_mixed(student)
+        self.mixed = schedule.precision == "bf16" and is_float(student)
+        self.follows = schedule.batch_norm == "estimated" and is_float(student) and bool(student.norms)
+        self.moments: list[Moments] = []
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Gradients:
@@ -92,9 +115,11 @@ class Gradients:
         except Exception as caught:
             error = caught
         self.world.together(error)
-        told = [one for share in self.world.everyone([(r.parts, r.used) for r in results]) for one in share]
+        own = [(r.parts, r.used, r.moments) for r in results]
+        told = [one for share in self.world.everyone(own) for one in share]
+        self.moments = [of for _, _, of in told if of]
         self.world.add_up(total, kept)
-        used = [any(column) for column in zip(*(used for _, used in told))]
+        used = [any(column) for column in zip(*(used for _, used, _ in told))]
         slopes = [part if wanted else None for part, wanted in zip(self._views(total), used)]
         count = len(slopes) - len(state.extra)
         gradients = [*self.student.collect(slopes[:count]), *slopes[count:]]
@@ -103,7 +128,7 @@ class Gradients:
             if gradient is not None:
                 into.copy_(gradient)
         state.flat.div_(self.schedule.batch)
-        return _mean([parts for parts, _ in told]), [gradient is not None for gradient in gradients]
+        return _mean([parts for parts, *_ in told]), [gradient is not None for gradient in gradients]
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         """The stretches of a vector as gradients of the leaves."""
@@ -132,7 +157,7 @@ class Gradients:
                     if gradient is not None:
                         into.copy_(gradient)
                         used[k] = True
-        return Result(item, parts, flat, used)
+        return Result(item, parts, flat, used, moments(self.student, item.x) if self.follows else {})  # type: ignore[arg-type]
 
     def _fed(self, pool: ThreadPoolExecutor, places: Iterator[tuple[int, int]], ahead: int) -> Feeding:
         yield from ordered(pool, self._fetch, places, ahead)
@@ -144,8 +169,8 @@ class Gradients:
             return item, self.objective.target(item.x, item.truth)
 
 
-def allows_mixed(student: Trainable) -> bool:
-    """Whether a student may compute in bf16: float networks may, but not the exact arithmetic of quantized ones."""
+def is_float(student: Trainable) -> TypeGuard[GraphModule]:
+    """Whether a student computes in floats, in any precision; the arithmetic of a quantized one is exact."""
     return isinstance(student, GraphModule) and not isinstance(student, QuantizedModule)
 
 

@@ -28,12 +28,13 @@ from torch import Tensor
 
 from roadworthy.errors import InputError, TrainingError
 from roadworthy.model.model import Model
+from roadworthy.run.torch.batchnorm import follow
 from roadworthy.run.torch.quantized import EVALUATION
 from roadworthy.run.torch.trainable import Trainable
 from roadworthy.train import diagnose
 from roadworthy.train.checkpoint import Checkpoints
 from roadworthy.train.feed import Feed
-from roadworthy.train.gradient import Gradients, Result
+from roadworthy.train.gradient import Gradients, Result, is_float
 from roadworthy.train.parallel import World, one_thread_each
 from roadworthy.train.schedule import Schedule
 from roadworthy.train.state import State
@@ -162,6 +163,8 @@ class _Training:
         rate = self.schedule.lr * self.schedule.factor(state.step)
         self.clean = False
         norm = state.descend(used)
+        if self.gradients.moments and is_float(self.student):
+            follow(self.student, self.gradients.moments)
         self.clean = True
         mark = {"step": state.step, **parts, "norm": norm, "lr": rate}
         state.history.append(mark)
@@ -233,6 +236,7 @@ class _Training:
             "student": fingerprint(self.graph),
             "settings of the student": repr(getattr(self.student, "settings", None)),
             "loss": repr(getattr(self.objective, "terms", None)),
+            "weights of the teachers": repr(getattr(self.objective, "weights", None)),
             "teachers": [fingerprint(t.model) for t in getattr(self.objective, "teachers", ())],
             **self.schedule.facts(),
         }
@@ -264,21 +268,25 @@ class _Training:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends the present step, not the middle of it; a second one ends at once, without a checkpoint."""
+        """Ctrl-C (or SIGTERM, by which torchrun and containers end what they run) ends the present step, not the middle
+        of it; a second one ends at once, without a checkpoint."""
 
         def noted(number: int, frame: Any) -> None:
             self.stop = True
-            signal.signal(number, before)
+            restore()
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
         main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, noted) if main else None
+        before = {n: signal.signal(n, noted) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
         try:
             yield
         except KeyboardInterrupt as interrupt:
             raise Interrupted(self._kept()) from interrupt
         finally:
-            if main:
-                signal.signal(signal.SIGINT, before)
+            restore()
 
     def _kept(self) -> str:
         state, where = self.state, "nothing was kept"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,9 @@ from torch import Tensor
 
 from roadworthy.errors import InputError, RoadworthyError
 
+_lock = threading.Lock()
+_open: list[int] = []
+"""How many threads there were before, then one entry for each `one_thread_each` that is open."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -31,14 +35,21 @@ R = TypeVar("R")
 def one_thread_each() -> Iterator[None]:
     """Inside, an operator of PyTorch uses the thread that calls it and no other; afterwards what was set before.
 
-    Threads started inside take the setting over. Small feature maps are faster so, and sums have one order.
+    Threads started inside take the setting over. Small feature maps are faster so, and sums have one order. Several may
+    be open at a time and close in any order: the first sets, the last sets back.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _lock:
+        if not _open:
+            _open.append(torch.get_num_threads())
+            torch.set_num_threads(1)
+        _open.append(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _lock:
+            _open.pop()
+            if len(_open) == 1:
+                torch.set_num_threads(_open.pop())
 
 
 def ordered(pool: ThreadPoolExecutor, fn: Callable[[T], R], items: Iterable[T], ahead: int) -> Generator[R, None, None]:

@@ -41,7 +41,7 @@ class Seen:
     values: outputs and taps by name.   outputs: names of the outputs.
     row: of a classifier, (C,) logits, background included.
     cells: of a detector, its parts with logits.   boxes, scores: of a detector, (N, 4) and (N, C) as decoded.
-    spec: of a detector, how it was decoded.
+    spec: of both, how they were read.
     features: of a student, its side of the pairs of each term, in the teachers' channels.
     """
 
@@ -75,19 +75,26 @@ class Reader:
 
     def __call__(self, found: Mapping[str, Tensor]) -> Seen:
         """found: outputs and taps of one image, as the network returned them."""
-        spec = self.task.decode
-        if spec.kind == "raw":
-            return Seen(found, self.outputs)
-        outputs = {k: found[k] for k in (spec.outputs or self.outputs)}
-        before, logits = outputs, spec.scores_are_logits
-        if self._tail is not None:
-            before, logits = self._tail(found), True
-        if spec.kind == "classify":
-            row = _row(before, spec)
-            return Seen(found, self.outputs, row if logits else torch.log(row.clamp(min=LEAST)))
-        whole = parts(outputs, spec)
-        cells = parts(before, replace(spec, scores_are_logits=True)) if logits else _with_logits(whole)
-        return Seen(found, self.outputs, cells=cells, boxes=whole.boxes, scores=whole.scores(), spec=spec)
+        return seen(found, self.outputs, self.task.decode, None if self._tail is None else self._tail(found))
+
+
+def seen(
+    found: Mapping[str, Tensor],
+    outputs: tuple[str, ...],
+    spec: DecodeSpec,
+    logits: Mapping[str, Tensor] | None = None,
+) -> Seen:
+    """What outputs say.   logits: the outputs with logits in place of scores, where they are known."""
+    if spec.kind == "raw":
+        return Seen(found, outputs)
+    read = {k: found[k] for k in (spec.outputs or outputs)}
+    before = logits or (read if spec.scores_are_logits else None)
+    if spec.kind == "classify":
+        row = _row(before or read, spec)
+        return Seen(found, outputs, row if before else torch.log(row.clamp(min=LEAST)), spec=spec)
+    whole = parts(read, spec)
+    cells = parts(before, replace(spec, scores_are_logits=True)) if before else _with_logits(whole)
+    return Seen(found, outputs, cells=cells, boxes=whole.boxes, scores=whole.scores(), spec=spec)
 
 
 def differences(a: Reader, b: Reader) -> str:

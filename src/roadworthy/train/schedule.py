@@ -19,6 +19,7 @@ from roadworthy.errors import InputError
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("float32", "bf16")
 DEVICES = ("cpu", "cuda")
+STATISTICS = ("frozen", "estimated")
 LAST = 0.01
 """The learning rate at the end, as a share of the highest."""
 UNTOLD = ("workers",)
@@ -38,6 +39,8 @@ class Schedule:
     evaluate_every: steps between evaluations, 0 for the end only.   patience: evaluations without a better one after
     which training stops, 0 for never.
     seed: of order, augmentation and whatever is drawn for a step.   workers: threads, 0 for one per core.
+    batch_norm: "frozen", normalizations keep their statistics; "estimated", those follow the images of each step (float
+    students with normalizations that were not folded).
     device: "cpu" or "cuda".   precision: "float32", or "bf16" for convolutions and products of float networks.
 
     Raises InputError for a value outside of these.
@@ -58,6 +61,7 @@ class Schedule:
     patience: int = 0
     seed: int = 0
     workers: int = 0
+    batch_norm: str = "frozen"
     device: str = "cpu"
     precision: str = "float32"
 
@@ -75,7 +79,8 @@ class Schedule:
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value < 1):
                 raise InputError(f"{name} is {value!r}; use a number from 0 to below 1")
-        for name, allowed in (("optimizer", OPTIMIZERS), ("device", DEVICES), ("precision", PRECISIONS)):
+        for name, allowed in (("optimizer", OPTIMIZERS), ("device", DEVICES), ("precision", PRECISIONS),
+                              ("batch_norm", STATISTICS)):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
 

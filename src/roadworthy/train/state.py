@@ -158,7 +158,8 @@ def _collect(
         sizes = [_size(p) if relative else 1.0 for p in members]
         for size in dict.fromkeys(sizes):
             alike = [p for p, own in zip(members, sizes) if own == size]
-            groups.append({"params": alike, "weight_decay": decay, "highest": schedule.rate(kind) * size})
+            # AdamW decays by rate times decay; the size is in the rate, and is no reason to decay more.
+            groups.append({"params": alike, "weight_decay": decay / size, "highest": schedule.rate(kind) * size})
     return list(every), list(every.values()), groups
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Generator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from roadworthy.errors import InputError, UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.model.model import Model
-from roadworthy.run.torch.operators import OPERATORS
+from roadworthy.run.torch.batchnorm import norms
+from roadworthy.run.torch.moves import Operator
+from roadworthy.run.torch.operators import operator_of
 from roadworthy.run.torch.parameters import kinds
+
+
+EVALUATION = -1
+"""The step for which `prepare` draws nothing."""
 
 
 class GraphModule(nn.Module):
@@ -25,6 +31,9 @@ class GraphModule(nn.Module):
     `forward` writes nothing but its result, so that several threads may call it at the same time.
     """
 
+    settings: Any = None
+    """What else a subclass is made with."""
+
     def __init__(self, model: Model) -> None:
         super().__init__()
         self._model, self.source = model, model.source
@@ -32,17 +41,21 @@ class GraphModule(nn.Module):
         self.output_names = model.output_names
         self.value_names = frozenset(g.values(model.ir))
         self._nodes = g.nodes(model.ir)
+        self._operators: list[Operator] = []
         for node in self._nodes:
-            if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+            operator = operator_of(node)
+            if operator is None:
                 raise UnsupportedError(
                     f"{node.op_type} {node.name!r} is an operator that the PyTorch bridge does not know, so"
                     f" {model.source} gets no gradients"
                 )
+            self._operators.append(operator)
         self._kinds = kinds(model)
         self._home: dict[str, tuple[nn.Module, str]] = {}
         for name, array in constants(model).items():
             self._register(name, torch.from_numpy(np.array(array)), name in self._kinds)
         self._dying = _last_uses(self._nodes)
+        self.norms = norms(self._nodes)
 
     def forward(self, x: Tensor, taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs in graph order, then taps (names of any values of the graph, constants included).
@@ -57,16 +70,31 @@ class GraphModule(nn.Module):
         for name in taps:
             if name not in self.value_names:
                 raise KeyError(name)
+        found: dict[str, Tensor] = {}
+        for _ in self.walk(x, taps, found):
+            pass
+        return found
+
+    def walk(
+        self, x: Tensor, taps: Sequence[str], found: dict[str, Tensor], stops: Container[str] = ()
+    ) -> Generator[tuple[str, list[Tensor | None]], list[Tensor | None] | None, None]:
+        """`forward`, without its checks, that can be stopped on the way.
+
+        stops: names of nodes; in front of each, name and inputs are yielded, and other inputs may be sent back.
+        found: where the results go.
+        """
         wanted = {*self.output_names, *taps}
         values: dict[str, Tensor] = {self.input_name: x}
-        for node, dying in zip(self._nodes, self._dying):
+        for node, operator, dying in zip(self._nodes, self._operators, self._dying):
             inputs = [None if v is None or not v.name else self._value(values, v.name) for v in node.inputs]
-            for value, made in zip(node.outputs, OPERATORS[node.op_type](node, inputs)):
+            if stops and node.name in stops:
+                inputs = (yield str(node.name), inputs) or inputs
+            for value, made in zip(node.outputs, operator(node, inputs)):
                 values[str(value.name)] = made
             for name in dying:  # what nobody reads any more frees its memory, unless a gradient needs it
                 if name not in wanted:
                     values.pop(name, None)
-        return {name: self._value(values, name) for name in (*self.output_names, *taps)}
+        found.update({name: self._value(values, name) for name in (*self.output_names, *taps)})
 
     def prepare(self, step: int, seed: int) -> None:
         """A float network draws nothing."""
@@ -90,7 +118,7 @@ class GraphModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
         """Parameters and buffers are copied; the graph, a value, is shared."""
-        made = GraphModule(self._model)
+        made = type(self)(self._model) if self.settings is None else type(self)(self._model, self.settings)  # type: ignore[call-arg]
         memo[id(self)] = made
         for name, (home, leaf) in self._home.items():
             other = made._home[name][0]
@@ -99,6 +127,7 @@ class GraphModule(nn.Module):
                 other._parameters[leaf] = nn.Parameter(old.detach().clone(), old.requires_grad)
             else:
                 other._buffers[leaf] = self.constant(name).clone()
+        made.prepare(EVALUATION, 0)
         return made.train(self.training)
 
     def constant(self, name: str) -> Tensor:
@@ -146,6 +175,8 @@ def _last_uses(nodes: Sequence[g.Node]) -> list[list[str]]:
 
 def write_back(model: Model, module: GraphModule, step: str) -> Model:
     parameters = {name: p.detach().cpu().numpy() for name, p in module.named_parameters()}
+    for norm in module.norms:
+        parameters |= {n: module.constant(n).detach().cpu().numpy() for n in (norm.mean, norm.variance)}
     ir = g.clone(model.ir)
     values = g.values(ir)
     for name, array in parameters.items():
@@ -163,7 +194,9 @@ def write_back(model: Model, module: GraphModule, step: str) -> Model:
 
 
 def run(module: GraphModule, x: NDArray, taps: Sequence[str]) -> dict[str, NDArray]:
-    """One run without gradients, arrays in and out."""
+    """One run without gradients, arrays in and out; what a module in float64 computes is rounded to float32."""
+    held = (*module.parameters(), *module.buffers())
+    kind = next((t.dtype for t in held if t.is_floating_point()), torch.float32)
     with torch.no_grad():
-        found = module(torch.from_numpy(np.array(x, np.float32)), taps)
-    return {name: tensor.numpy().copy() for name, tensor in found.items()}
+        found = module(torch.from_numpy(np.array(x, np.float32)).to(kind), taps)
+    return {name: (t.float() if t.dtype == torch.float64 else t).numpy().copy() for name, t in found.items()}

@@ -166,7 +166,7 @@ def _cast(node: g.Node, inputs: Inputs) -> list[Tensor]:
     x, to = have(inputs[0]), g.attribute(node, "to")
     if to not in _TYPES:
         raise UnsupportedError(f"Cast {node.name!r} is to the type {to}, which the PyTorch bridge does not know")
-    if to == 1 and x.dtype == torch.float64:  # a module in float64 stays in it
+    if to in (1, 11) and x.dtype in (torch.float32, torch.float64):  # a module stays in its own precision
         return [x]
     return [x.to(_TYPES[to])]
 

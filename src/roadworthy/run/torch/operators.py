@@ -16,7 +16,9 @@ from roadworthy.errors import UnsupportedError
 from roadworthy.model import graph as g
 from roadworthy.run import arithmetic as ar
 from roadworthy.run.reference_ops import cut_pixels
+from roadworthy.run.torch.indexing import INDEXING
 from roadworthy.run.torch.moves import MOVES, Inputs, Operator, given, have, ints
+from roadworthy.run.torch.norms import NORMS
 
 
 def _image(node: g.Node, x: Tensor) -> Tensor:
@@ -96,6 +98,21 @@ def _sums(x: Tensor, at: ar.Windows) -> Tensor:
     return f.conv2d(x, ones, None, at.strides, 0, at.dilations, x.shape[1])
 
 
+def _lp_pool(node: g.Node, inputs: Inputs) -> list[Tensor]:
+    x, p = _image(node, have(inputs[0])), g.attribute(node, "p", 2)
+    at = ar.windows(node, _hw(x), g.attribute(node, "kernel_shape"))
+    return [_root(_sums(_padded(x.abs() ** p, at, overhang=True), at), p)]
+
+
+def _global_lp_pool(node: g.Node, inputs: Inputs) -> list[Tensor]:
+    x, p = have(inputs[0]), g.attribute(node, "p", 2)
+    return [_root((x.abs() ** p).sum(_spatial(x), keepdim=True), p)]
+
+
+def _root(x: Tensor, p: int) -> Tensor:
+    return x if p == 1 else x ** (1 / p)
+
+
 def _hw(x: Tensor) -> tuple[int, int]:
     return int(x.shape[-2]), int(x.shape[-1])
 
@@ -141,6 +158,10 @@ def _elu(x: Tensor, alpha: float, gamma: float = 1.0, by: float = 1.0) -> Tensor
     return gamma * (torch.relu(x) + alpha * torch.expm1(torch.clamp(x / by, max=0.0)))
 
 
+def _shrink(x: Tensor, bias: float, lambd: float) -> Tensor:
+    return torch.where(x > lambd, x - bias, torch.where(x < -lambd, x + bias, torch.zeros_like(x)))
+
+
 def _prelu(node: g.Node, inputs: Inputs) -> list[Tensor]:
     x, slope = have(inputs[0]), have(inputs[1])
     return [torch.where(x > 0, x, x * slope)]
@@ -165,28 +186,14 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
+def _mod(node: g.Node, inputs: Inputs) -> list[Tensor]:
+    """The sign of the divisor, as in Python; of the dividend, as in C, with fmod."""
+    take = torch.fmod if g.attribute(node, "fmod", 0) else torch.remainder
+    return [take(have(inputs[0]), have(inputs[1]))]
+
+
 def _mean(node: g.Node, inputs: Inputs) -> list[Tensor]:
     return [_fold(torch.add)(node, inputs)[0] / len(inputs)]
-
-
-def _batch_norm(node: g.Node, inputs: Inputs) -> list[Tensor]:
-    x, *rest = (have(v) for v in inputs)
-    scale, shift, mean, variance = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in rest)
-    return [(x - mean) / torch.sqrt(variance + g.attribute(node, "epsilon", 1e-5)) * scale + shift]
-
-
-def _instance_norm(node: g.Node, inputs: Inputs) -> list[Tensor]:
-    x, scale, shift = (have(v) for v in inputs)
-    return [f.instance_norm(x, weight=scale, bias=shift, eps=g.attribute(node, "epsilon", 1e-5))]
-
-
-def _layer_norm(node: g.Node, inputs: Inputs) -> list[Tensor]:
-    x, scale = have(inputs[0]), have(inputs[1])
-    axes = tuple(range(g.attribute(node, "axis", -1) % x.ndim, x.ndim))
-    centred = x - x.mean(axes, keepdim=True)
-    spread = torch.sqrt((centred**2).mean(axes, keepdim=True) + g.attribute(node, "epsilon", 1e-5))
-    made = centred / spread * scale
-    return [made + have(inputs[2]) if given(inputs, 2) else made]
 
 
 def _reduce(take: Callable[..., Tensor]) -> Operator:
@@ -223,12 +230,16 @@ def _top_k(node: g.Node, inputs: Inputs) -> list[Tensor]:
 
 OPERATORS: dict[str, Operator] = {
     **MOVES,
+    **INDEXING,
+    **NORMS,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "MatMul": _fold(torch.matmul),
     "Gemm": _gemm,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
+    "LpPool": _lp_pool,
+    "GlobalLpPool": _global_lp_pool,
     "GlobalAveragePool": _one(lambda x: x.mean(_spatial(x), keepdim=True)),
     "GlobalMaxPool": _one(lambda x: x.amax(_spatial(x), keepdim=True)),
     # One value.
@@ -260,6 +271,18 @@ OPERATORS: dict[str, Operator] = {
     "Reciprocal": _one(torch.reciprocal),
     "Sin": _one(torch.sin),
     "Cos": _one(torch.cos),
+    "Tan": _one(torch.tan),
+    "Asin": _one(torch.asin),
+    "Acos": _one(torch.acos),
+    "Atan": _one(torch.atan),
+    "Sinh": _one(torch.sinh),
+    "Cosh": _one(torch.cosh),
+    "Asinh": _one(torch.asinh),
+    "Acosh": _one(torch.acosh),
+    "Atanh": _one(torch.atanh),
+    "Shrink": _with(_shrink, bias=0.0, lambd=0.5),
+    "IsNaN": _one(torch.isnan),
+    "IsInf": _one(torch.isinf),
     "Sign": _one(torch.sign),
     "Floor": _one(torch.floor),
     "Ceil": _one(torch.ceil),
@@ -283,14 +306,17 @@ OPERATORS: dict[str, Operator] = {
     "GreaterOrEqual": _fold(torch.ge),
     "And": _fold(torch.logical_and),
     "Or": _fold(torch.logical_or),
-    "BatchNormalization": _batch_norm,
-    "InstanceNormalization": _instance_norm,
-    "LayerNormalization": _layer_norm,
+    "Xor": _fold(torch.logical_xor),
+    "Mod": _mod,
     # Reductions.
     "ReduceMean": _reduce(torch.mean),
     "ReduceSum": _reduce(torch.sum),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMin": _reduce(torch.amin),
+    "ReduceL1": _reduce(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)),
+    "ReduceSumSquare": _reduce(lambda x, axes, keep: (x * x).sum(axes, keepdim=keep)),
+    "ReduceLogSum": _reduce(lambda x, axes, keep: torch.log(x.sum(axes, keepdim=keep))),
+    "ReduceLogSumExp": _reduce(torch.logsumexp),
     "ReduceL2": _reduce(lambda x, axes, keep: torch.sqrt((x * x).sum(axes, keepdim=keep))),
     "ReduceProd": _reduce(_product),
     "ArgMax": _best(torch.argmax),
@@ -300,3 +326,27 @@ OPERATORS: dict[str, Operator] = {
         torch.tensor(np.array(have(inputs[0]).shape)[g.attribute(node, "start", 0) : g.attribute(node, "end", None)])
     ],
 }
+
+CONTRIB: dict[str, Operator] = {
+    "QuickGelu": _with(lambda x, alpha: x * torch.sigmoid(alpha * x), alpha=1.702),
+    "Gelu": _one(f.gelu),
+}
+"""Operators of the domain `com.microsoft`, as ONNX Runtime writes them."""
+
+WITHOUT_GRADIENT: dict[str, str] = {
+    **dict.fromkeys(
+        ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "IsNaN", "IsInf"), "gives truth values"
+    ),
+    **dict.fromkeys(("And", "Or", "Xor", "Not"), "is of truth values"),
+    **dict.fromkeys(("ArgMax", "ArgMin"), "gives positions"),
+    **dict.fromkeys(("Shape", "Size", "Range", "ConstantOfShape"), "is of sizes, not of values"),
+    "OneHot": "is of positions",
+}
+"""Rows without a gradient, and why. All other rows have one; of Floor, Ceil, Round and Sign it is zero."""
+
+
+def operator_of(node: g.Node) -> Operator | None:
+    """The row of a node; None where there is none."""
+    if node.domain in ("", "ai.onnx"):
+        return OPERATORS.get(node.op_type)
+    return CONTRIB.get(node.op_type) if node.domain == "com.microsoft" else None
