@@ -34,25 +34,7 @@ Feeding = Generator[tuple[Item, Any], None, None]
 class Result:
     """What one image gave.   parts: the loss under "loss", then its terms.   flat: gradient; None where not finite.
 
-        own = [(r.parts, r.used, r.moments) for r in results]
-        told = [one for share in self.world.everyone(own) for one in share]
-        self.moments = [of for _, _, of in told if of]
-        self.world.add_up(total, kept)
-        used = [any(column) for column in zip(*(used for _, used, _ in told))]
-        slopes = [part if wanted else None for part, wanted in zip(self._views(total), used)]
-        count = len(slopes) - len(state.extra)
-        gradients = [*self.student.collect(slopes[:count]), *slopes[count:]]
-        state.flat.zero_()
-        for into, gradient in zip(state.views(state.flat), gradients):
-            if gradient is not None:
-                into.copy_(gradient)
-        state.flat.div_(self.schedule.batch)
-        return _mean([parts for parts, *_ in told]), [gradient is not None for gradient in gradients]
-
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        """The stretches of a vector as gradients of the leaves."""
-        parts = flat.split([t.numel() for t in self.leaves])
-        return [part.view(t.shape) for part, t in zip(parts, self.leaves)]
+    used: which leaves it depends on.   moments: of what entered the batch normalizations, where they are followed.
     """
 
     item: Item
