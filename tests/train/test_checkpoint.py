@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, Imitation, network, pictures  # noqa: E402
+from small_training import TASK, Imitation, network, pictures  # noqa: E402
 
 from roadworthy.errors import InputError  # noqa: E402
 from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402

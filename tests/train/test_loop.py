@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, Imitation, network, pictures, weights_of  # noqa: E402
+from small_training import TASK, Imitation, network, pictures, weights_of  # noqa: E402
 
 from onnx_graphs import N, build  # noqa: E402
 from roadworthy.errors import InputError, TrainingError  # noqa: E402

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, network, picture, pictures  # noqa: E402
+from small_training import TASK, network, picture, pictures  # noqa: E402
 
 from roadworthy.model.model import Model  # noqa: E402
 from roadworthy.recipe import Quantize, Recipe  # noqa: E402
