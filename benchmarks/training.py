@@ -1,27 +1,29 @@
 """What training recovers, by method: every convolution in int8 on the native engine, the same number of steps for each.
 
-    python benchmarks/training.py MODEL DATA [--bits 8 4] [--steps 60] [--batch 8] [--seeds 3] [--only WORDS ...]
+    python benchmarks/training.py MODEL DATA [--bits 8 4] [--steps 60] [--batch 8] [--seeds 3] [--only NAMES ...]
         [--kept FILE] [--set KEY=VALUE ...]
 
 A seed draws the 128 calibration images, the held-out ones, and everything in training. Of each run: the task distance
 to the original on 32 held-out images (label-free; decisions are made by it), the drop against the labels of the test
 images, and the seconds that training took. The table gives means and standard deviations over the seeds. --kept: runs
 are added to this file as they finish, one JSON object a line, and are not repeated when the script is started again.
---only: rows whose name holds one of these words. Other settings of Finetune: --set lr=2e-5 scale_lr=1e-4 ...
+--only: rows by their names. Other settings of Finetune: --set lr=2e-5 scale_lr=1e-4 ...
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import statistics
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from roadworthy.check.accuracy import predict, tensor_of
 from roadworthy.check.contract import settle_task
@@ -61,11 +63,11 @@ def main() -> None:
     kept = Path(options.kept) if options.kept else None
     lines = kept.read_text().splitlines() if kept and kept.exists() else []
     runs: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    Training.workers = options.workers
+    Training.workers, Training.progress = options.workers, _told
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for bits in options.bits:
             for name, settings in ROWS.items():
-                if options.only and not any(word in name for word in options.only):
+                if options.only and name not in options.only:
                     continue
                 steps = 0 if settings is None else options.steps
                 facts = {"row": name, "bits": bits, "seed": seed, "steps": steps, "batch": options.batch}
@@ -95,10 +97,23 @@ def _recipe(name: str, settings: dict[str, Any] | None, bits: int, seed: int, op
     plain = (Fold(), Quantize("native", weight_bits=bits), CorrectBias())
     if settings is None:
         return Recipe(plain, IMAGES, seed)
-    more = {k: yaml.safe_load(v) for k, v in (pair.split("=", 1) for pair in options.set)}
+    more = {k: _value(v) for k, v in (pair.split("=", 1) for pair in options.set)}
     tuned = replace(Finetune(steps=options.steps, batch=options.batch, held_out=HELD), **{**more, **settings})
     in_float = name.endswith("in float")
     return Recipe((plain[0], tuned, *plain[1:]) if in_float else (*plain, tuned), IMAGES, seed)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+def _told(step: int, steps: int, parts: Mapping[str, float], left: float) -> None:
+    if step % 50 == 0 or "distance" in parts:
+        found = ", ".join(f"{k} {v:.4g}" for k, v in parts.items())
+        print(f"  {step} of {steps}: {found}; {left:.0f} s left", file=sys.stderr, flush=True)
 
 
 def _table(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:

@@ -149,7 +149,6 @@ Profile profile(rw::Session& session, const std::vector<Array>& inputs, int repe
 
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Changed = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using Doubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
 using Labels = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 
 template <class T>
@@ -419,16 +418,24 @@ class Epilogue {
   }
 
   void backward(Floats acc, Floats grad, Changed to, int64_t outer, int64_t inner, Floats s_acc, std::optional<Floats> s_out,
-                std::optional<Floats> s_before, Doubles sums) const {
+                std::optional<Floats> s_before, Changed slopes) const {
     check(outer, inner, {acc.size(), grad.size(), to.size()});
-    const bool plain = e_.kind == rw::EpilogueKind::linear || e_.kind == rw::EpilogueKind::real, both = e_.kind == rw::EpilogueKind::table;
-    if (s_acc.size() != channels_ || (!plain && !(s_out && s_out->size() == channels_)) || (both && !(s_before && s_before->size() == channels_)) ||
-        sums.size() != 3 * channels_)
-      rw::fail("a scale or the sums of an epilogue do not have an entry per channel");
+    const bool both = e_.kind == rw::EpilogueKind::table, linear = e_.kind == rw::EpilogueKind::linear;
+    if (s_acc.size() != channels_ || (e_.kind != rw::EpilogueKind::real && !(s_out && s_out->size() == channels_)) || (both && !(s_before && s_before->size() == channels_)) ||
+        slopes.size() != 3 * channels_)
+      rw::fail("a scale, or its gradient, of an epilogue do not have an entry per channel");
     rw::TrainEpilogue e = e_;
     e.s_acc = s_acc.data(), e.s_out = s_out ? s_out->data() : nullptr, e.s_before = s_before ? s_before->data() : nullptr;
     nb::gil_scoped_release release;
+    std::vector<double> sums(3 * channels_);
     kernel_.backward(e, acc.data(), grad.data(), to.data(), outer, static_cast<int64_t>(channels_), inner, sums.data());
+    for (size_t c = 0; c < channels_; c++) {  // see run/torch/fused.py
+      const double s0 = sums[c], s1 = sums[channels_ + c], s2 = sums[2 * channels_ + c], a = e.s_acc[c];
+      const double out = e.s_out ? e.s_out[c] : 1.0, p = both ? e.s_before[c] : 1.0;
+      slopes.data()[c] = static_cast<float>(linear ? s0 / out : both ? s0 / p : s0);
+      slopes.data()[channels_ + c] = static_cast<float>(linear ? -s0 * a / (out * out) : -s1 / (out * out));
+      slopes.data()[2 * channels_ + c] = static_cast<float>(both ? s2 - s0 * a / (p * p) : 0.0);
+    }
   }
 
  private:
@@ -457,7 +464,7 @@ void bind_train(nb::module_& m) {
            "slope"_a, "k"_a, "top"_a, "isa"_a = "")
       .def("forward", &Epilogue::forward, "acc"_a, "y"_a, "outer"_a, "inner"_a)
       .def("backward", &Epilogue::backward, "acc"_a, "grad"_a, "to"_a, "outer"_a, "inner"_a, "s_acc"_a, "s_out"_a.none(), "s_before"_a.none(),
-           "sums"_a, "Writes the gradient of acc into `to` and adds three sums per channel to `sums` (float64, 3 x channels).");
+           "slopes"_a, "Writes the gradient of acc into `to`, those of s_acc, s_out and s_before per channel into `slopes` (3 x channels).");
 }
 
 }  // namespace

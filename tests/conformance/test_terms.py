@@ -70,10 +70,10 @@ def target_of(name: str, term: Any, seed: int = 7) -> Target:
     """One teacher, whose outputs are those of `name`; its detections or best class stand for labels."""
     outputs, spec = outputs_of(name, seed)
     teacher = student_of(outputs, spec, term)
-    features = {term: tuple((x, 1 / len(outputs)) for x in found) for found in teacher.features.values()}
+    features = {key: tuple((x, 1 / len(outputs)) for x in found) for key, found in teacher.features.items()}
     truth: Any = None
     if kind_of(name) == "classify":
-        truth = int(teacher.row.argmax())
+        truth = int(teacher.row[-7:].argmax())  # background, where there is one, comes first
     elif kind_of(name) == "detect":
         truth = labels(teacher)
     return Target((teacher,), (1.0,), (0,), features, truth, ((truth, 1.0),))
@@ -179,19 +179,19 @@ def test_logits_as_in_the_paper():
 
 
 def test_background_counts_little():
-    """A hundred cells in which both see nothing change the loss less than one in which the teacher sees something."""
+    """A hundred cells in which both see next to nothing change the loss less than one where the teacher sees much."""
     spec = DecodeSpec("yolov8", 2, (64, 64), scores_are_logits=True)
     wanted = torch.zeros(1, 101, 6, dtype=torch.float64)
     wanted[..., :4] = torch.tensor([32.0, 32.0, 20.0, 20.0])
-    wanted[..., 4:] = -6.0
+    wanted[..., 4:] = -5.5
     wanted[0, 0, 4] = 2.0
     target = Target((seen({"y": wanted}, ("y",), spec),), (1.0,), (0,))
     one, many = wanted.clone(), wanted.clone()
     one[0, 0, 4] -= 1.0
-    many[0, 1:, 4:] += 1.0
+    many[0, 1:, 4:] += 1.1  # from 0.004 to 0.012
     for term in (Scores(), Agreement()):
         losses = [float(term(seen({"y": x}, ("y",), spec), target, 0.0)) for x in (one, many)]
-        assert losses[0] > 3 * losses[1] >= 0
+        assert losses[0] > 3 * losses[1] > 0
 
 
 @pytest.mark.parametrize("name", ["yolox", "fastestdet", "yolov8", "ssd", "classify", "classify-softmax", "raw"])

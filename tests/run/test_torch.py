@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
+import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -18,6 +21,7 @@ from test_reference_ops import ACTIVATIONS, IMAGE
 
 from onnx_graphs import N, build, ort, rand
 from random_graphs import random_network
+from random_int8 import random_int8_model
 from roadworthy.check.agreement import compare_runners
 from roadworthy.data.street import scene
 from roadworthy.errors import InputError, MissingExtraError, UnsupportedError
@@ -73,14 +77,9 @@ def check_network(path: Path, scale: float, pictures: Sequence[np.ndarray]) -> N
         assert found.images == len(tensors) and 0 < found.relative <= 1e-4 and found.rms <= 1e-5, found
     module = bridge.module_of(model)
     exact = copy.deepcopy(module).double()
-    x = tensors[0]
-    with torch.no_grad():
-        wanted = {k: v.numpy() for k, v in exact(torch.from_numpy(x).double()).items()}
-    one, other = theirs.run({model.input_name: x}), ours.run({model.input_name: x})
-    agree({k: v.astype(np.float32) for k, v in wanted.items()}, one)
-    for name, value in wanted.items():
-        spread = np.abs(one[name] - value).max()
-        assert np.abs(other[name] - value).max() <= 4 * max(float(spread), 2**-22 * float(np.abs(value).max()))
+    truth = WITNESSES["float64"](model)
+    for off, own in zip(compare_runners(truth, ours, tensors), compare_runners(truth, theirs, tensors)):
+        assert own.relative <= 1e-4 and off.off <= 4 * max(own.off, 2**-22 * own.largest)
     assert bridge.write_back(model, module).float_bytes() == model.float_bytes()
     assert bridge.write_back(model, exact).float_bytes() == model.float_bytes()
     assert len(list(module.parameters())) > 20
@@ -210,3 +209,56 @@ def test_parameters_have_kinds():
     trained = module.model("train: 1 step")
     assert trained.history[-1] == "train: 1 step"
     np.testing.assert_array_equal(bridge.module_of(trained).constant("gamma").detach().numpy(), 2 * weights["gamma"])
+
+
+def test_what_nobody_reads_any_more_is_freed():
+    """Without gradients a chain of twenty holds two values at a time: what is read, and the input."""
+    names = ["x", *(f"v{k}" for k in range(19)), "y"]
+    chain = [N("Exp", [a], [b], name=b) for a, b in itertools.pairwise(names)]
+    module = bridge.module_of(load(build(chain)))
+    seen: list[weakref.ref] = []
+    alive: list[int] = []
+    with torch.no_grad():
+        for _, inputs in module.walk(torch.zeros(1, 3, 8, 8), (), {}, set(names)):
+            seen.append(weakref.ref(inputs[0]))
+            alive.append(sum(ref() is not None for ref in seen))
+            del inputs
+    assert len(alive) == 20 and max(alive) == 2
+
+
+def test_several_threads_at_once():
+    """Forward passes share the parameters and write nothing: the same bytes as one after the other."""
+    module = bridge.module_of(load(build(NODES, WEIGHTS)))
+    xs = [torch.from_numpy(rand(1, 3, 8, 8, seed=k)) for k in range(16)]
+    parameters = list(module.parameters())
+
+    def slopes(x):  # type: ignore[no-untyped-def]
+        return torch.autograd.grad(module(x)["y"].square().sum(), parameters)
+
+    alone = [slopes(x) for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(slopes, xs))
+    assert all(torch.equal(a, b) for one, other in zip(alone, together) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_copies_are_trained_apart(quantized: bool):
+    if quantized:
+        from roadworthy.run.torch.quantized import QatSettings, QuantizedModule
+
+        module = QuantizedModule(random_int8_model(3), QatSettings(gradient="lsq", noise=0.5))
+    else:
+        module = bridge.module_of(load(build(NODES, WEIGHTS))).double()
+    x = torch.from_numpy(rand(*module.input_shape)).to(next(module.parameters()).dtype)
+    name = next(iter(dict(module.named_parameters())))
+    with torch.no_grad():
+        module.constant(name).mul_(1.5)
+    module.prepare(-1, 0)
+    wanted = {k: v.detach().clone() for k, v in module(x).items()}
+    other = copy.deepcopy(module)
+    assert type(other) is type(module) and all(torch.equal(v, wanted[k]) for k, v in other(x).items())
+    with torch.no_grad():
+        other.constant(name).mul_(-1)
+    other.prepare(-1, 0)
+    assert all(torch.equal(v, wanted[k]) for k, v in module(x).items())
+    assert not all(torch.equal(v, wanted[k]) for k, v in other(x).items())

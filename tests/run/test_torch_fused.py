@@ -102,7 +102,7 @@ class Case:
         else:
             compiled = fused.compiled(self.k, gradient, isa)
             assert compiled is not None
-            made = fused.finish(compiled, self.kind, self.k.m.shape, acc, scales.acc, scales.out, scales.before)
+            made = fused.finish(compiled, self.k.m.shape, acc, scales.acc, scales.out, scales.before)
         made.backward(torch.from_numpy(self.grad).to(made.dtype))
         found = [acc, *(s for s in (scales.acc, scales.out, scales.before) if s is not None)]
         return [made.detach().numpy(), *(t.grad.numpy() for t in found)]
@@ -214,7 +214,7 @@ def test_two_threads_at_once() -> None:
 
     def grads(scale: float) -> list[np.ndarray]:
         acc, s = torch.from_numpy(case.acc).mul(scale).requires_grad_(), case.scales(torch.float32)
-        made = fused.finish(compiled, "fine", case.k.m.shape, acc, s.acc, s.out, s.before)
+        made = fused.finish(compiled, case.k.m.shape, acc, s.acc, s.out, s.before)
         made.backward(torch.from_numpy(case.grad))
         return [made.detach().numpy(), acc.grad.numpy(), s.acc.grad.numpy(), s.out.grad.numpy()]
 
@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="as many elements"):
         compiled.forward(acc, acc[:-1].copy(), 1, 63)
     with pytest.raises(ValueError, match="entry per channel"):
-        compiled.backward(acc, acc, acc.copy(), 1, 63, case.s[0], None, None, np.zeros((3, 5)))
+        compiled.backward(acc, acc, acc.copy(), 1, 63, case.s[0], None, None, np.zeros((3, 5), np.float32))
     with pytest.raises(ValueError, match="no epilogue `cubic`"):
         native.Epilogue("cubic", 0, 0, 0, acc, acc, acc, None, None, None, 0, None, "one", 0, 0)
 

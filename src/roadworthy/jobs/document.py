@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from roadworthy import __version__
@@ -31,10 +32,11 @@ def document(
     seconds: float,
     command: str | None,
     images: Chosen | None,
+    more_made_with: Mapping[str, str],
 ) -> dict[str, Any]:
     task = best.model.task or model.task  # what is shipped, with its refitted threshold
     assert task is not None
-    made = made_with(model, dataset, best.target)
+    made = {**made_with(model, dataset, best.target), **more_made_with}
     warnings = list(evidence.warnings)
     if replay is None and settings.target == "auto":
         warnings += [

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roadworthy.data.dataset import Dataset
+from roadworthy.data.samples import Samples
 from roadworthy.errors import InputError
 from roadworthy.jobs.assess import plan_in
 from roadworthy.jobs.cache import Cache, JobShelf
@@ -32,6 +33,7 @@ from roadworthy.model import graph as g
 from roadworthy.model.model import Model, load
 from roadworthy.model.qdq import from_qdq, has_qdq
 from roadworthy.model.units import units
+from roadworthy.quantize.latent import unrounded
 from roadworthy.recipe import Calibration, CorrectBias, Finetune, Fold, Quantize, Recipe, read_recipe
 from roadworthy.run.targets import TARGETS
 from roadworthy.run.torch import need_torch
@@ -117,8 +119,12 @@ def finetune(
         for difference in student.task.differences(job.model.task):
             job.ui.note(f"{student.source}: {difference}; the original's task is used")
     student = student.with_task(job.model.task)
+    share = None
+    if student.encodings:
+        student, share = unrounded(student, Fold()(job.model, Samples(())))
     lowered(student if not student.encodings else job.model, (settings.target_name,), settings)
-    recipe = _recipe(job, student, settings)
+    replay = _replay(settings)
+    recipe = replay[0] if replay is not None else _recipe(job, settings)
     every = job.dataset.calibration
     context = Context(job.model, every, recipe.choose(every, job.model), recipe.seed)
     step = recipe.training
@@ -133,7 +139,9 @@ def finetune(
         Calibration.kept_on(JobShelf(stages, Cache() if settings.cache else None)),
         Training.kept_on(stages.folder, workers=settings.threads),
     ):
-        found, judge = _trained(job, student, recipe, context, stages)
+        if share is not None:
+            job.ui.note(f"{student.source}: {100 * share:.0f} % of its weights are the original's, rounded")
+        found, judge = _trained(job, student, recipe, context, stages, replay)
         proof = job.prove(found, judge, stages)
     return job.write(found, proof, stages)
 
@@ -177,13 +185,18 @@ def _ends(model: Model) -> tuple[str, str]:
     return f"{model.input_name} {list(model.input_shape)}", ", ".join(outputs)
 
 
-def _recipe(job: Job, student: Model, settings: FinetuneSettings) -> Recipe:
+def _replay(settings: FinetuneSettings) -> tuple[Recipe, dict[str, str]] | None:
+    """The recipe that is replayed, and what it was made with."""
+    if settings.recipe is None:
+        return None
+    recipe, made_with = read_recipe(settings.recipe)
+    if recipe.training is None:
+        raise InputError(f"the recipe {settings.recipe} does not train; give one with a step `finetune`")
+    return recipe, made_with
+
+
+def _recipe(job: Job, settings: FinetuneSettings) -> Recipe:
     """What is done to the student; how many steps it is trained is settled later, where only minutes are given."""
-    if settings.recipe is not None:
-        recipe, _ = read_recipe(settings.recipe)
-        if recipe.training is None:
-            raise InputError(f"the recipe {settings.recipe} does not train; give one with a step `finetune`")
-        return recipe
     search = _search(job, None, None)
     step = replace(settings.step, held_out=search.held_out_count, steps=settings.steps or settings.step.steps)
     before: tuple[Any, ...] = ()
@@ -203,27 +216,30 @@ def _search(job: Job, judge: Any, stages: Stages | None) -> Search:
     )  # fmt: skip
 
 
-def _trained(job: Job, student: Model, recipe: Recipe, context: Context, stages: Stages) -> tuple[Found, Any]:
+def _trained(
+    job: Job, student: Model, recipe: Recipe, context: Context, stages: Stages,
+    replay: tuple[Recipe, dict[str, str]] | None,
+) -> tuple[Found, Any]:  # fmt: skip
     """The model as given, and trained; both judged."""
     settings = job.settings
     assert isinstance(settings, FinetuneSettings)
     judge = job.judge(stages)
     search = _search(job, judge, stages)
     search.number = kept_number(stages)
-    kind = "int8" if student.encodings or settings.weight_bits is not None else "float"
-    if settings.weight_bits not in (None, 8):
-        kind += f", weights of {settings.weight_bits} bits"
+    quantize = next((s for s in recipe.steps if isinstance(s, Quantize)), None)
+    kind = "int8" if student.encodings or quantize is not None else "float"
+    if quantize is not None and quantize.weight_bits != 8:
+        kind += f", weights of {quantize.weight_bits} bits"
     with job.clock("as given"):
-        given = search.build(
-            "as given" if settings.weight_bits is None else "quantized", kind, recipe.untrained, student
-        )
+        name = "as given" if quantize is None else "quantized"
+        given = search.build(name, kind, recipe.untrained, student)
         given.distance = search.distance(given)
         search.evaluate(given)
         search.trials.append(given)
     with job.clock("training"):
         step = recipe.training
         assert step is not None
-        if settings.steps is None and settings.recipe is None:
+        if settings.steps is None and replay is None:
             step = fitted(search, given, step, context)
             recipe = replace(recipe, steps=tuple(step if isinstance(s, Finetune) else s for s in recipe.steps))
         trial = build_trained(search, f"{given.name}, trained", f"{kind}, trained", recipe, student)
@@ -232,7 +248,8 @@ def _trained(job: Job, student: Model, recipe: Recipe, context: Context, stages:
         search.trials.insert(0, trial)
     chosen = _better(trial, given)
     division = step.division(context)
-    return Found([chosen], [search], division.trained), judge
+    made_with = {"student_sha256": student.sha256}
+    return Found([chosen], [search], division.trained, replay=replay, made_with=made_with), judge
 
 
 def _better(trial: Trial, given: Trial) -> Trial:

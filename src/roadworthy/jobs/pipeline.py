@@ -80,6 +80,7 @@ class Found:
     chosen: the candidates that the last measurement decides between.   searches: all that was tried, for the report.
     used: the images that what was found was fitted to.   images: how those to calibrate with were chosen, if any were.
     replay: the recipe that was replayed, with its notes.   warnings: for the report.
+    made_with: what the recipe depends on beside the original and the images.
     """
 
     chosen: list[Trial]
@@ -88,6 +89,7 @@ class Found:
     images: Chosen | None = None
     replay: tuple[Recipe, dict[str, str]] | None = None
     warnings: Sequence[str] = ()
+    made_with: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +183,7 @@ class Job:
         """All files at once; then nothing is left to resume."""
         report = document(
             self.model, self.dataset, proof.best, proof.evidence, proof.speed, self.settings, self.notes, found.replay,
-            self.clock.rows, time.monotonic() - self.clock.started, self.command, found.images,
+            self.clock.rows, time.monotonic() - self.clock.started, self.command, found.images, found.made_with,
         )  # fmt: skip
         recipes = recipes_of(self.model, self.dataset, found.searches)
         write_all(self.folder, proof.best, report, proof.evidence, self.force, recipes, proof.golden)

@@ -24,6 +24,11 @@ from roadworthy.run.torch import need_torch
 def replay_target(model: Model, recipe: Recipe, made_with: dict[str, str], settings: Settings) -> str:
     """The target that a recipe was made for; stored weights run anywhere. Refuses a recipe made for another model."""
     made_for = made_with.get("target")
+    if "student_sha256" in made_with:
+        raise InputError(
+            f"the recipe {settings.recipe} trains a model that was given; replay it with roadworthy finetune MODEL"
+            " --teacher ORIGINAL --recipe"
+        )
     if recipe.training is not None:
         need_torch(f"the recipe {settings.recipe}, which trains,")
     known = {u.name for u in units(Fold()(model, Samples(())).ir)}

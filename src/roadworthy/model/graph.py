@@ -126,7 +126,9 @@ def add_constant(model: IrModel, name: str, array: NDArray) -> Value:
 def set_constant(value: Value, array: NDArray) -> None:
     """Replace the array of an initializer, in a graph that was just cloned."""
     array = np.asarray(array)
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    # `ir.tensor` looks long at what it is given; training does this for every layer at each step.
+    tensor = ir.Tensor(array, name=value.name) if array.dtype.kind in "fiub" else ir.tensor(array, name=value.name)
     value.const_value = tensor
     value.shape = ir.Shape(array.shape)
     value.dtype = tensor.dtype

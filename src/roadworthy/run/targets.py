@@ -137,12 +137,23 @@ def _witness_torch(model: Model) -> Runner:
     return TorchRunner(model)
 
 
+def _witness_float64(model: Model) -> Runner:
+    from roadworthy.run.torch import TorchRunner
+
+    return TorchRunner(model, exact=True)
+
+
 def _witness_reference(model: Model) -> Runner:
     from roadworthy.run.reference import ReferenceRunner
 
     return ReferenceRunner(model)
 
 
-WITNESSES: dict[str, Callable[[Model], Runner]] = {"torch": _witness_torch, "reference": _witness_reference}
+WITNESSES: dict[str, Callable[[Model], Runner]] = {
+    "torch": _witness_torch,
+    "float64": _witness_float64,
+    "reference": _witness_reference,
+}
 """Runners to compare with, which are no place to deploy to: nothing compresses for them, measures or budgets them.
-`torch` runs the float graph, whatever the encodings; `reference` is the oracle of the native engine's arithmetic."""
+`torch` and `float64` run the float graph, whatever the encodings, on PyTorch and in the precision that their names say;
+`reference` is the oracle of the native engine's arithmetic."""

@@ -33,6 +33,8 @@ from roadworthy.train.target import Target, Term, binary_divergence, divergence,
 
 FLOOR = 0.01
 """Cells whose best score is below this on both sides are background to any threshold in use."""
+COUNTED = 0.05
+"""Cells above this on either side are those that `check.judge.distance` looks at."""
 _TINY = 1e-9
 
 
@@ -119,8 +121,9 @@ class Distribution:
 class Agreement:
     """What candidates are compared by, `check.judge.distance`, with slopes everywhere.
 
-    Detectors: over the cells that either side sees, |change of scores| + score * (1 - IoU), relative to the sum of
-    scores. The largest change of any class is replaced by sqrt(sum of squares + e^2) - e over the classes.
+    Detectors: over the cells that either side scores above 0.05, |change of scores| + score * (1 - IoU), relative to
+    the sum of scores. The largest change of any class is replaced by sqrt(sum of squares + e^2) - e over the classes;
+    cells come in gradually from FLOOR on.
     Classifiers: total variation of the probabilities, |d| replaced by sqrt(d^2 + e^2) - e.   Raw: noise over signal.
     """
 
@@ -137,12 +140,13 @@ class Agreement:
             return 0.5 * (torch.sqrt(change * change + (e * e / len(shares))) - e / math.sqrt(len(shares))).sum()
         if student.scores is None:
             return _noise(student, target)
-        _, kept, _ = _kept(student, target)
+        _, kept, seen = _kept(student, target)
+        counts = ((seen - FLOOR) / (COUNTED - FLOOR)).clamp(0, 1)
         change = student.scores[kept] - target.mean(lambda s: _scores(s)[kept])
         changed = torch.sqrt((change * change).sum(-1) + e * e) - e
         boxes, best = teacher_boxes(target, kept)
         moved = best * (1 - overlaps(_boxes(student)[kept], boxes))
-        return (changed + moved).sum() / best.sum().clamp(min=0.1)
+        return (counts * (changed + moved)).sum() / (counts * best).sum().clamp(min=0.1)
 
 
 def _squashed(cells: Parts, kept: Tensor, temperature: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 feed threads:   open, change, preprocess; ask the teachers           bounded, across steps
 train threads:  student, loss, gradient of one image                 as many as workers
-caller:         sum over the images in order, over the processes in order
+caller:         sum over the images in order, over the processes in order; from the student's leaves to its parameters
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Feeding = Generator[tuple[Item, Any], None, None]
 class Result:
     """What one image gave.   parts: the loss under "loss", then its terms.   flat: gradient; None where not finite.
 
-    used: which parameters the loss depends on.   moments: of what batch normalizations read, where they are followed.
+    used: which leaves it depends on.   moments: of what entered the batch normalizations, where they are followed.
     """
 
     item: Item
@@ -80,7 +80,8 @@ class Gradients:
         """The mean gradient over the step's images into `state.flat`; the mean loss with its parts, and which
         parameters it depends on. The same in every process; so is the error of any of them."""
         state, kept, results = self.state, list[Tensor](), list[Result]()
-        state.flat.zero_()
+        self.leaves = [*self.student.leaves(), *state.extra.values()]
+        total = torch.zeros(sum(t.numel() for t in self.leaves), device=state.flat.device)
         error: BaseException | None = None
         try:
             mine = itertools.islice(self._feeding, len(self.part))
@@ -88,7 +89,7 @@ class Gradients:
                 if result.flat is None:
                     self._bad(result)
                 elif self.world.first:
-                    state.flat.add_(result.flat)
+                    total.add_(result.flat)
                 else:
                     kept.append(result.flat)  # those of earlier ranks come first
                 result.flat = None
@@ -99,9 +100,22 @@ class Gradients:
         own = [(r.parts, r.used, r.moments) for r in results]
         told = [one for share in self.world.everyone(own) for one in share]
         self.moments = [of for _, _, of in told if of]
-        self.world.add_up(state.flat, kept)
+        self.world.add_up(total, kept)
+        used = [any(column) for column in zip(*(used for _, used, _ in told))]
+        slopes = [part if wanted else None for part, wanted in zip(self._views(total), used)]
+        count = len(slopes) - len(state.extra)
+        gradients = [*self.student.collect(slopes[:count]), *slopes[count:]]
+        state.flat.zero_()
+        for into, gradient in zip(state.views(state.flat), gradients):
+            if gradient is not None:
+                into.copy_(gradient)
         state.flat.div_(self.schedule.batch)
-        return _mean([parts for parts, *_ in told]), [any(column) for column in zip(*(used for _, used, _ in told))]
+        return _mean([parts for parts, *_ in told]), [gradient is not None for gradient in gradients]
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """The stretches of a vector as gradients of the leaves."""
+        parts = flat.split([t.numel() for t in self.leaves])
+        return [part.view(t.shape) for part, t in zip(parts, self.leaves)]
 
     def _image(self, pair: tuple[Item, Any]) -> Result:
         """Loss and gradient of one image, in a thread of its own."""
@@ -115,13 +129,13 @@ class Gradients:
                 found = {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
             loss, terms = self.objective(found, target, self.schedule.share(state.step))
             parts = {"loss": float(loss.detach()), **terms}
-            used = [False] * len(state.parameters)
+            used = [False] * len(self.leaves)
             if not math.isfinite(parts["loss"]):
                 return Result(item, parts, None, used)
-            flat = torch.zeros_like(state.flat)
+            flat = torch.zeros(sum(t.numel() for t in self.leaves), device=state.flat.device)
             if loss.requires_grad:  # an image that says nothing is a loss without a graph
-                gradients = torch.autograd.grad(loss, state.parameters, allow_unused=True)
-                for k, (into, gradient) in enumerate(zip(state.views(flat), gradients)):
+                gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+                for k, (into, gradient) in enumerate(zip(self._views(flat), gradients)):
                     if gradient is not None:
                         into.copy_(gradient)
                         used[k] = True

@@ -31,13 +31,13 @@ from roadworthy.train.target import Target, divergence
 BOX_WEIGHT = 5.0
 NEGATIVES = 3
 LEAST_SIDE = 1.0
-"""Boxes of which the input tensor shows fewer pixels than this on a side are not to be found."""
+"""LabelledBoxes of which the input tensor shows fewer pixels than this on a side are not to be found."""
 IGNORED = 0.5
 """Cells whose box lies in an ignored one by more than this share are neither right nor wrong."""
 
 
 @dataclass(frozen=True)
-class Boxes:
+class LabelledBoxes:
     """Labelled boxes of one image as tensors.
 
     boxes: (M, 4) xyxy in input pixels.   classes: (M,).   weights: (M,) in 0..1, how sure each is.   ignored: (K, 4).
@@ -56,7 +56,7 @@ def to_input(truth: Truth, geometry: Geometry) -> Truth:
     return Truth(geometry.to_input(truth.boxes_xyxy), truth.classes, areas, truth.ignore)
 
 
-def boxes_of(truth: Truth | Detections, input_hw: tuple[int, int], like: Tensor) -> Boxes:
+def boxes_of(truth: Truth | Detections, input_hw: tuple[int, int], like: Tensor) -> LabelledBoxes:
     """Labels, or detections that stand for labels, cut to the input tensor; what it does not show is left out."""
     boxes = torch.from_numpy(np.array(truth.boxes_xyxy)).to(like)
     height, width = input_hw
@@ -71,7 +71,7 @@ def boxes_of(truth: Truth | Detections, input_hw: tuple[int, int], like: Tensor)
         ignore = torch.from_numpy(np.array(truth.ignore)).to(seen.device)
     classes = torch.from_numpy(np.array(truth.classes)).to(seen.device)
     wanted = seen & ~ignore
-    return Boxes(boxes[wanted], classes[wanted], weights[wanted], boxes[seen & ignore])
+    return LabelledBoxes(boxes[wanted], classes[wanted], weights[wanted], boxes[seen & ignore])
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Labels:
         if target.truth is None:
             return nothing(student)
         if student.row is not None:
-            return smoothed(student.row, int(target.truth), self.smoothing)
+            background = None if student.spec is None else student.spec.background
+            return smoothed(student.row, int(target.truth), self.smoothing, background)
         return found_boxes(student, target.truth)
 
 
@@ -114,16 +115,20 @@ def nothing(student: Seen) -> Tensor:
     return of.sum() * 0
 
 
-def smoothed(row: Tensor, label: int, smoothing: float) -> Tensor:
-    """CE of logits (C,) against a smoothed label, less the entropy of the label: 0 at its least."""
-    if not 0 <= label < len(row):
-        raise InputError(f"the label {label} is none of the {len(row)} classes of the model; count from 0")
+def smoothed(row: Tensor, label: int, smoothing: float, background: int | None = None) -> Tensor:
+    """CE of logits (C,) against a smoothed label, less the entropy of the label: 0 at its least.
+
+    background: the column that is no class, which labels do not count.
+    """
+    classes = len(row) - (background is not None)
+    if not 0 <= label < classes:
+        raise InputError(f"the label {label} is none of the {classes} classes of the model; count from 0")
     wanted = torch.full_like(row, smoothing / len(row))
-    wanted[label] += 1 - smoothing
+    wanted[label + (background is not None and label >= background % len(row))] += 1 - smoothing
     return divergence(wanted, row)
 
 
-def found_boxes(student: Seen, truth: Boxes) -> Tensor:
+def found_boxes(student: Seen, truth: LabelledBoxes) -> Tensor:
     """The loss of a detector against boxes, see the module."""
     cells, boxes, scores = student.cells, student.boxes, student.scores
     assert cells is not None and boxes is not None and scores is not None and student.spec is not None

@@ -23,7 +23,7 @@ from roadworthy.model.model import Model
 from roadworthy.model.task import Task
 from roadworthy.train.distill import NAMES, Agreement, Logits, Scores
 from roadworthy.train.features import Features, Pair, pairs_of
-from roadworthy.train.labelled import Boxes, Labels, SoftLabels, boxes_of
+from roadworthy.train.labelled import LabelledBoxes, Labels, SoftLabels, boxes_of
 from roadworthy.train.reading import Reader, differences
 from roadworthy.train.target import Target, Term
 from roadworthy.train.teachers import Teacher
@@ -110,7 +110,7 @@ class Objective(nn.Module):
         kept = tuple(replace(s, values={name: s.values[name] for name in s.outputs}) for s in seen)
         return Target(kept, self.weights, self.alike, features, labels, tuple(soft))
 
-    def _boxes(self, truth: Truth | Detections, x: Tensor) -> Boxes:
+    def _boxes(self, truth: Truth | Detections, x: Tensor) -> LabelledBoxes:
         return boxes_of(truth, self.reader.task.decode.input_hw, x)
 
     def forward(self, found: Mapping[str, Tensor], target: Target, share: float) -> tuple[Tensor, dict[str, float]]:

@@ -100,8 +100,8 @@ class World:
     """The processes that train together; one alone unless launched by torchrun (WORLD_SIZE is set then).
 
     rank: which of `size` this is; the first one writes and draws.   local: how many run on this machine.
-    As a context it joins them: gloo between CPUs, nccl between GPUs (each process takes the GPU of its local rank). They
-    stay joined until the process ends, as those of torchrun cannot part and meet again.
+    As a context it joins them: gloo between CPUs, nccl between GPUs (each process takes the GPU of its local rank).
+    They stay joined until the process ends, as those of torchrun cannot part and meet again.
     """
 
     def __init__(self, device: str = "cpu") -> None:

@@ -41,7 +41,7 @@ class Seen:
     values: outputs and taps by name.   outputs: names of the outputs.
     row: of a classifier, (C,) logits, background included.
     cells: of a detector, its parts with logits.   boxes, scores: of a detector, (N, 4) and (N, C) as decoded.
-    spec: of a detector, how it was decoded.
+    spec: of both, how they were read.
     features: of a student, its side of the pairs of each term, in the teachers' channels.
     """
 
@@ -91,7 +91,7 @@ def seen(
     before = logits or (read if spec.scores_are_logits else None)
     if spec.kind == "classify":
         row = _row(before or read, spec)
-        return Seen(found, outputs, row if before else torch.log(row.clamp(min=LEAST)))
+        return Seen(found, outputs, row if before else torch.log(row.clamp(min=LEAST)), spec=spec)
     whole = parts(read, spec)
     cells = parts(before, replace(spec, scores_are_logits=True)) if before else _with_logits(whole)
     return Seen(found, outputs, cells=cells, boxes=whole.boxes, scores=whole.scores(), spec=spec)

@@ -21,8 +21,8 @@ class Target:
     teachers: what each teacher sees.   weights: of the teachers, summing to 1.
     alike: which of them have outputs that can be compared with the student's number by number.
     features: the teachers' side of the pairs of each term, each with its share.
-    truth: labels of the image (`labelled.Boxes`, or the index of its class), or None.
-    soft: what the other teachers detect (`labelled.Boxes`), with their weights.
+    truth: labels of the image (`labelled.LabelledBoxes`, or the index of its class), or None.
+    soft: what the other teachers detect (`labelled.LabelledBoxes`), with their weights.
     """
 
     teachers: tuple[Seen, ...]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ class FineTable:
     table: NDArray[np.uint8]
 
 
+@lru_cache(512)
 def fine_table(function: Function, target: Encoding) -> FineTable | None:
     """The table of an activation whose result has one scale per tensor.
 
@@ -60,7 +62,9 @@ def fine_table(function: Function, target: Encoding) -> FineTable | None:
     held = np.clip(values / one, target.qmin - int(target.zero_point) - 0.5, target.qmax - int(target.zero_point) + 0.5)
     if np.abs(np.diff(held)).max() ** 2 > FINE:
         return None
-    return FineTable(step, zero, quantize_exact(values, target).astype(np.uint8))
+    table = quantize_exact(values, target).astype(np.uint8)
+    table.setflags(write=False)
+    return FineTable(step, zero, table)
 
 
 def changing_range(function: Function, target: Encoding) -> tuple[float, float] | None:
@@ -78,18 +82,15 @@ def changing_range(function: Function, target: Encoding) -> tuple[float, float] 
     if below.size == 0 or above.size == 0:
         return None
 
-    def border(inside: float, outside: float, end: int) -> float:
-        for _ in range(_HALVINGS):
-            middle = (inside + outside) / 2
-            if code(np.array([middle]))[0] == end:
-                outside = middle
-            else:
-                inside = middle
-        return outside
-
-    lo = border(float(grid[below[0]]), float(grid[below[0] - 1]), left)
-    hi = border(float(grid[above[-1]]), float(grid[above[-1] + 1]), right)
-    return lo, hi
+    # Both borders at once, and no further than float64 goes: training makes the tables anew at each step.
+    inside, outside = grid[[below[0], above[-1]]], grid[[below[0] - 1, above[-1] + 1]]
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2
+        if ((middle == inside) | (middle == outside)).all():
+            break
+        ended = code(middle) == (left, right)
+        inside, outside = np.where(ended, inside, middle), np.where(ended, middle, outside)
+    return float(outside[0]), float(outside[1])
 
 
 def reach(sign: float, ended: Callable[[NDArray[np.float64]], bool]) -> float:

@@ -41,8 +41,8 @@ class MulConstants:
 
 def quantize_exact(x: NDArray[Any], target: Encoding) -> NDArray[np.int64]:
     """Codes of float64 values with one scale per tensor, worked out in float64. NaN has the code of zero."""
-    codes = np.rint(np.nan_to_num(x, nan=0.0, posinf=3e38, neginf=-3e38) / float(target.scale)) + int(target.zero_point)
-    return np.clip(codes, target.qmin, target.qmax).astype(np.int64)
+    codes = np.rint(np.where(np.isnan(x), 0.0, x) / float(target.scale)) + int(target.zero_point)
+    return np.minimum(np.maximum(codes, target.qmin), target.qmax).astype(np.int64)
 
 
 def dequantize_exact(source: Encoding) -> F64:

@@ -40,6 +40,25 @@ class Layer:
     wide: bool
     quantized: Tensor | None
     tabled: bool
+    operands: Operands | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """What a layer makes of its parameters.   w: codes of the weight.   steps: the bias.   scales: see `Scales`."""
+
+    w: Tensor
+    steps: Tensor
+    scales: Scales
+
+    def tensors(self) -> list[Tensor]:
+        found = (self.w, self.steps, self.scales.acc, self.scales.out, self.scales.before)
+        return [t for t in found if t is not None]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Operands:
+        """The same with every tensor changed."""
+        out, before = (None if t is None else change(t) for t in (self.scales.out, self.scales.before))
+        return Operands(change(self.w), change(self.steps), Scales(change(self.scales.acc), out, before))
 
 
 class State:
@@ -122,12 +141,9 @@ def lay(values: object, encoding: Encoding, beside: Tensor) -> Tensor:
 # The forms of operations
 
 
-def _unit(state: State, operation: ar.Operation) -> None:
-    unit = operation.unit
-    assert unit is not None
-    module, layer = state.module, state.module.layers[unit.name]
-    x, _ = state.operand(unit.input)
-    name = str(unit.weight.name)
+def operands_of(state: State, unit: Unit, layer: Layer) -> Operands:
+    """What a layer's parameters are now, with the way back to them."""
+    module, name = state.module, str(unit.weight.name)
     weight, encoding = module.constant(name), state.encodings[name]
     channels = len(layer.steps)
     s_w = module.scale(name)
@@ -135,26 +151,31 @@ def _unit(state: State, operation: ar.Operation) -> None:
     scale = (state.scale_of(unit.input) * s_w).expand(channels)
     bias = _bias(module, unit, channels)
     steps = layer.steps if bias is None else anchor(layer.steps, bias / scale)
-    acc = _sums(unit, x, w, steps, layer)
-    out = str(unit.output.name)
-    before = str(ar.pre_activation(unit).name)
 
-    def along(of: str) -> Tensor:
-        return module.scale(of).expand(channels).reshape(layer.shape)
+    def along(of: g.Value) -> Tensor:
+        return state.scale_of(of).expand(channels).reshape(layer.shape)
 
-    scales = Scales(
-        scale.reshape(layer.shape),
-        along(out) if out in state.encodings else None,
-        along(before) if layer.tabled else None,
-    )
-    made = finish(layer.finish, acc, scales, module.gradient)
+    out = along(unit.output) if str(unit.output.name) in state.encodings else None
+    before = along(ar.pre_activation(unit)) if layer.tabled else None
+    return Operands(w, steps, Scales(scale.reshape(layer.shape), out, before))
+
+
+def _unit(state: State, operation: ar.Operation) -> None:
+    unit = operation.unit
+    assert unit is not None
+    layer = state.module.layers[unit.name]
+    x, _ = state.operand(unit.input)
+    k = layer.operands or operands_of(state, unit, layer)
+    acc = _sums(unit, x, k.w, k.steps, layer)
+    out, before = str(unit.output.name), str(ar.pre_activation(unit).name)
+    made = finish(layer.finish, acc, k.scales, state.module.gradient)
     if layer.finish.kind == "real":
         state.put(out, made)
     else:
         state.codes[out] = made
     if any(str(v.name) in state.wanted for v in unit.inner):
         # What lies inside an integer layer is not held anywhere; for taps, its float meaning.
-        state.reals[before] = acc * scales.acc
+        state.reals[before] = acc * k.scales.acc
         for node in unit.nodes[_position(unit) + 1 : -1]:
             _node(state, node)
 

@@ -99,7 +99,7 @@ class Scales:
 def finish(k: Finish, acc: Tensor, scales: Scales, gradient: Gradient) -> Tensor:
     """Accumulators, exact integers with the bias in them, to codes without zero point; to reals where k is "real"."""
     if k.compiled is not None and fused.usable(acc):
-        return fused.finish(k.compiled, k.kind, k.m.shape, acc, scales.acc, scales.out, scales.before)
+        return fused.finish(k.compiled, k.m.shape, acc, scales.acc, scales.out, scales.before)
     return plain(k, acc, scales, gradient)
 
 

@@ -44,7 +44,7 @@ def compiled(k: Finish, gradient: Gradient, isa: str = "") -> Any:
     channels = k.m.numel()
 
     def each(values: Tensor) -> NDArray[np.float32]:
-        return np.ascontiguousarray(values.detach().reshape(-1).expand(channels).numpy(), np.float32)
+        return _each(values, channels)
 
     def flat(values: Tensor | None) -> NDArray[np.float32] | None:
         return None if values is None else np.ascontiguousarray(values.reshape(-1).numpy(), np.float32)
@@ -64,10 +64,10 @@ def usable(acc: Tensor) -> bool:
 
 
 def finish(
-    epilogue: Any, kind: str, shape: torch.Size, acc: Tensor, s_acc: Tensor, s_out: Tensor | None, s_p: Tensor | None
+    epilogue: Any, shape: torch.Size, acc: Tensor, s_acc: Tensor, s_out: Tensor | None, s_p: Tensor | None
 ) -> Tensor:
     """As `finish.finish`.   epilogue: of `compiled`.   shape: of what lies along the channels."""
-    made: Tensor = _Finish.apply(acc, s_acc, s_out, s_p, epilogue, kind, shape)
+    made: Tensor = _Finish.apply(acc, s_acc, s_out, s_p, epilogue, shape)
     return made
 
 
@@ -80,7 +80,6 @@ class _Finish(torch.autograd.Function):
         s_out: Tensor | None,
         s_p: Tensor | None,
         epilogue: Any,
-        kind: str,
         shape: Any,
     ) -> Tensor:
         acc = acc.contiguous()
@@ -88,29 +87,19 @@ class _Finish(torch.autograd.Function):
         ctx.outer, ctx.inner = _sizes(acc.shape, shape)
         epilogue.forward(acc.numpy(), codes.numpy(), ctx.outer, ctx.inner)
         ctx.save_for_backward(acc, s_acc, s_out, s_p)
-        ctx.epilogue, ctx.kind, ctx.channels = epilogue, kind, prod(shape)
+        ctx.epilogue, ctx.channels = epilogue, prod(shape)
         return codes
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        acc, s_acc, s_out, s_p = ctx.saved_tensors
-        made, sums = torch.empty_like(acc), np.zeros((3, ctx.channels))
-        each = [
-            None if s is None else np.ascontiguousarray(s.reshape(-1).expand(ctx.channels).numpy())
-            for s in (s_acc, s_out, s_p)
-        ]
+        acc, *scales = ctx.saved_tensors
+        made, slopes = torch.empty_like(acc), torch.empty((3, ctx.channels))
+        each = (None if s is None else _each(s, ctx.channels) for s in scales)
         grad = grad.contiguous()
-        ctx.epilogue.backward(acc.numpy(), grad.numpy(), made.numpy(), ctx.outer, ctx.inner, *each, sums)
-        if not any(ctx.needs_input_grad[1:4]):
-            return made, None, None, None, None, None, None
-        a, out, p = (np.ones(1) if s is None else s.astype(np.float64) for s in each)
-        to_acc, to_out, to_p = sums[0], -sums[1] / out**2, sums[2]
-        if ctx.kind == "linear":
-            to_acc, to_out = sums[0] / out, -sums[0] * a / out**2
-        elif ctx.kind == "table":
-            to_acc, to_p = sums[0] / p, sums[2] - sums[0] * a / p**2
-        return made, _like(to_acc, s_acc), _like(to_out, s_out), _like(to_p, s_p), None, None, None
+        ctx.epilogue.backward(acc.numpy(), grad.numpy(), made.numpy(), ctx.outer, ctx.inner, *each, slopes.numpy())
+        found = (_like(a, s) if needed else None for a, s, needed in zip(slopes, scales, ctx.needs_input_grad[1:4]))
+        return made, *found, None, None
 
 
 def _sizes(shape: torch.Size, along: torch.Size) -> tuple[int, int]:
@@ -122,9 +111,13 @@ def _sizes(shape: torch.Size, along: torch.Size) -> tuple[int, int]:
     return prod(shape) // (inner * channels), inner
 
 
-def _like(sums: NDArray[np.float64], scale: Tensor | None) -> Tensor | None:
-    """Sums per channel as the gradient of what was laid along the channels."""
-    if scale is None:
-        return None
-    kept = sums if scale.numel() > 1 else sums.sum(keepdims=True)
-    return torch.from_numpy(kept.astype(np.float32)).reshape(scale.shape)
+def _each(values: Tensor, channels: int) -> NDArray[np.float32]:
+    """One number per channel, in any shape, side by side."""
+    if values.numel() != channels or not values.is_contiguous():
+        values = values.reshape(-1).expand(channels).contiguous()
+    return values.detach().numpy()
+
+
+def _like(slopes: Tensor, scale: Tensor) -> Tensor:
+    """Gradients per channel as that of what was laid along the channels."""
+    return (slopes if scale.numel() == len(slopes) else slopes.sum()).reshape(scale.shape)

@@ -18,6 +18,9 @@ from roadworthy.run.torch.moves import Operator
 from roadworthy.run.torch.operators import operator_of
 from roadworthy.run.torch.parameters import kinds
 
+EVALUATION = -1
+"""The step for which `prepare` draws nothing."""
+
 
 class GraphModule(nn.Module):
     """A float graph, `Trainable`. What `parameters.kinds` names is a parameter, all other constants are buffers.
@@ -26,6 +29,9 @@ class GraphModule(nn.Module):
     that `named_parameters` and `state_dict` speak the graph's language. `.double()` and `.to()` work as usual.
     `forward` writes nothing but its result, so that several threads may call it at the same time.
     """
+
+    settings: Any = None
+    """What else a subclass is made with."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -92,6 +98,14 @@ class GraphModule(nn.Module):
     def prepare(self, step: int, seed: int) -> None:
         """A float network draws nothing."""
 
+    def leaves(self) -> list[Tensor]:
+        """The parameters that are trained."""
+        return [p for _, p in self.named_parameters() if p.requires_grad]
+
+    def collect(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients as they are."""
+        return list(gradients)
+
     def groups(self) -> Mapping[str, Sequence[str]]:
         """Names of the parameters: "weights" and "biases" (with slopes, and scale and shift of normalizations)."""
         names = [name for name, _ in self.named_parameters()]
@@ -103,7 +117,7 @@ class GraphModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
         """Parameters and buffers are copied; the graph, a value, is shared."""
-        made = GraphModule(self._model)
+        made = type(self)(self._model) if self.settings is None else type(self)(self._model, self.settings)  # type: ignore[call-arg]
         memo[id(self)] = made
         for name, (home, leaf) in self._home.items():
             other = made._home[name][0]
@@ -112,6 +126,7 @@ class GraphModule(nn.Module):
                 other._parameters[leaf] = nn.Parameter(old.detach().clone(), old.requires_grad)
             else:
                 other._buffers[leaf] = self.constant(name).clone()
+        made.prepare(EVALUATION, 0)
         return made.train(self.training)
 
     def constant(self, name: str) -> Tensor:
@@ -178,7 +193,9 @@ def write_back(model: Model, module: GraphModule, step: str) -> Model:
 
 
 def run(module: GraphModule, x: NDArray, taps: Sequence[str]) -> dict[str, NDArray]:
-    """One run without gradients, arrays in and out."""
+    """One run without gradients, arrays in and out; what a module in float64 computes is rounded to float32."""
+    held = (*module.parameters(), *module.buffers())
+    kind = next((t.dtype for t in held if t.is_floating_point()), torch.float32)
     with torch.no_grad():
-        found = module(torch.from_numpy(np.array(x, np.float32)), taps)
-    return {name: tensor.numpy().copy() for name, tensor in found.items()}
+        found = module(torch.from_numpy(np.array(x, np.float32)).to(kind), taps)
+    return {name: (t.float() if t.dtype == torch.float64 else t).numpy().copy() for name, t in found.items()}

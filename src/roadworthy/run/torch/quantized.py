@@ -31,7 +31,7 @@ from roadworthy.model.encoding import Encoding, power_of_two_above
 from roadworthy.model.model import Model
 from roadworthy.model.units import Unit
 from roadworthy.run import arithmetic as ar
-from roadworthy.run.torch.coded import Layer, State, lay, run
+from roadworthy.run.torch.coded import Layer, State, lay, operands_of, run
 from roadworthy.run.torch.finish import Finish
 from roadworthy.run.torch.module import GraphModule
 from roadworthy.run.torch.surrogates import GRADIENTS, noise_mask
@@ -85,6 +85,8 @@ class QuantizedModule(GraphModule):
             self._register(f"scale:{name}", torch.zeros(scale.shape), True)
         self._last = _last_operations(self._operations)
         self.layers: dict[str, Layer] = {}
+        self._made: list[tuple[Tensor, Tensor]] = []
+        self._shared: dict[str, Tensor] = {}
         self._stored: Mapping[str, Encoding] = {}
         self.current: Mapping[str, Encoding] = {}
         self.prepare(EVALUATION, 0)
@@ -99,10 +101,41 @@ class QuantizedModule(GraphModule):
         held = self._current_encodings()
         self._stored = held
         self.current = ar.code_encodings(replace(self._model, encodings=held))
-        self.layers = {}
+        self.layers, self._made, self._shared = {}, [], {}
         for operation in self._operations:
             if operation.unit is not None and operation.form == "unit":
                 self.layers[operation.unit.name] = self._layer(operation.unit, step, seed)
+
+    def leaves(self) -> list[Tensor]:
+        """Codes of weights, biases in steps and scales, made of the parameters once; then the parameters themselves,
+        for what reads them as they are. `forward` takes these from here to the next `prepare`."""
+        self._made, self._shared = [], {}
+        state = State(self, frozenset())
+
+        def leaf(made: Tensor) -> Tensor:
+            if not made.requires_grad:
+                return made
+            self._made.append((made, made.detach().contiguous().requires_grad_()))
+            return self._made[-1][1]
+
+        with torch.enable_grad():
+            for operation in self._operations:
+                if operation.unit is not None and operation.form == "unit":
+                    unit, layer = operation.unit, self.layers[operation.unit.name]
+                    self.layers[unit.name] = replace(layer, operands=operands_of(state, unit, layer).each(leaf))
+            self._shared = {name: leaf(self.scale(name)) for name in self.current if self._key(name) is not None}
+        return [made for _, made in self._made] + super().leaves()
+
+    def collect(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Through what was made of the parameters, back to them; and what went to them directly."""
+        through, direct = gradients[: len(self._made)], gradients[len(self._made) :]
+        known = [(made, slope) for (made, _), slope in zip(self._made, through) if slope is not None]
+        self._made = []
+        if not known:
+            return list(direct)
+        made, slopes = zip(*known)
+        found = torch.autograd.grad(made, super().leaves(), slopes, allow_unused=True)
+        return [a if b is None else b if a is None else a + b for a, b in zip(direct, found)]
 
     def groups(self) -> Mapping[str, Sequence[str]]:
         """Parameter names by kind: "weights", "biases", "scales"."""
@@ -192,6 +225,8 @@ class QuantizedModule(GraphModule):
 
     def scale(self, name: str) -> Tensor:
         """The scale of a value or weight, a scalar or one per channel, with its gradient."""
+        if name in self._shared:
+            return self._shared[name]
         initial = torch.from_numpy(np.array(self._model.encodings[name].scale, np.float32))
         key = self._key(name)
         return initial if key is None else initial * torch.exp(self.constant(f"scale:{key}"))

@@ -22,6 +22,16 @@ class Trainable(Protocol):
         parameters, and whatever is drawn for the step; a function of the parameters, `step` and `seed` alone."""
         ...
 
+    def leaves(self) -> list[Tensor]:
+        """What the loss of an image is differentiated by, from here to the next `prepare`: the parameters that are
+        trained, or with them what was made of them once for all images of the step."""
+        ...
+
+    def collect(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of the parameters that are trained, in their order, from those of `leaves` summed over images; None
+        for what no loss depends on. Once after each `leaves`."""
+        ...
+
     def __call__(self, x: Tensor, taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs in graph order, then taps, as floats.   x: in the shape of the model's input."""
         ...
