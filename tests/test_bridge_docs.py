@@ -43,5 +43,6 @@ def test_the_example_runs(tmp_path: Path, monkeypatch):
     assert read.task is not None and not read.task.differences(names["task"])
     rounded = to_state_dict(from_qdq(read))
     assert rounded.keys() == names["weights"].keys()
-    for name, array in names["weights"].items():  # half a step is 1/254 of the largest, which trained steps may exceed
-        assert np.abs(rounded[name] - array).max() <= np.abs(array).max() / 100, name
+    for name in ("0.weight", "3.weight", "8.weight"):  # half a step: 1/254 of the largest, more where steps are trained
+        array = names["weights"][name]
+        assert 0 < np.abs(rounded[name] - array).max() <= np.abs(array).max() / 100, name
