@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from small import SIDE, classifier, place
+from small import SIDE, TASK, classifier, place
+from test_mixed import planted
 
 from command import ENVIRONMENT, roadworthy, tree
 from onnx_graphs import N, build
@@ -220,6 +221,18 @@ def test_a_search_that_cannot_train_says_so_and_goes_on(here: Path, monkeypatch:
     wanted = {"no torch": ["roadworthy[train]"], "no time": [], "few images": ["too few to hold any out"]}[how]
     assert len(told) == len(wanted) and all(w in t for w, t in zip(wanted, told))
     assert "int8, trained" not in judged and outcome.report["training"] is None
+
+
+@pytest.mark.skipif(not TARGETS["native"].available(), reason="needs the compiled engine (make native)")
+def test_under_a_limit_of_size_what_fits_is_trained_and_nothing_else(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "fitted", lambda search, base, step, context: replace(step, steps=2, **STEPS))
+    onnx.save(planted(), "planted.onnx")
+    Path("raw.yaml").write_text(TASK.split("decode")[0] + "decode: {kind: raw}")
+    settings = Settings("raw.yaml", "native", min_sqnr=90.0, max_size="9000", effort="quick", threads=1)
+    report = compress("planted.onnx", "unlabelled", "out", replace(settings, train_minutes=1.0)).report
+    assert report["result"]["bytes"] <= 9000
+    trained = [c["name"] for c in report["candidates"] if "trained" in c["name"]]
+    assert trained == ["mixed, 9 kB, trained on native"] == [report["training"]["candidate"]]
 
 
 # Killed, and in several processes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,8 @@ def compress(model: str, data: str, task: str | None, target: str, max_drop: flo
 )
 @click.option("--minutes", type=float, metavar="M", help="About how long to train. Default: 20.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="How long to train, in optimizer steps, instead.")
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images of a step.")
-@click.option(
-    "--lr", type=click.FloatRange(0), default=1e-4, show_default=True, help="Highest learning rate of weights."
-)
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Images of a step.")
+@click.option("--lr", type=click.FloatRange(0), metavar="R", help="Highest learning rate of weights, a share of them.")
 @click.option(
     "--gradient",
     type=click.Choice(("ste", "lsq", "dsq", "fourier")),
@@ -205,8 +204,8 @@ def compress(model: str, data: str, task: str | None, target: str, max_drop: flo
 @click.option("--out", metavar="DIR", default=None, help="Output folder. Default: MODEL's name with -trained.")
 @options(seed_option, threads_option, size_option, force_option, resume_option)
 def finetune(model: str, teacher: str, data: str, task: str | None, target: str, minutes: float | None,
-             steps: int | None, batch: int, lr: float, gradient: str, noise: float, augment: str, labels: str,
-             patience: int, weight_bits: int | None, max_drop: float, min_sqnr: float, keep_threshold: bool,
+             steps: int | None, batch: int | None, lr: float | None, gradient: str, noise: float, augment: str,
+             labels: str, patience: int, weight_bits: int | None, max_drop: float, min_sqnr: float, keep_threshold: bool,
              recipe: str | None, device: str, out: str | None, seed: int, threads: int, size: tuple[int, int] | None,
              force: bool, resume: bool) -> None:  # fmt: skip
     """Train MODEL with ORIGINAL as its teacher; labels are not needed. Write model, report and recipe.
@@ -219,12 +218,14 @@ def finetune(model: str, teacher: str, data: str, task: str | None, target: str,
     from roadworthy.recipe import Finetune
 
     folder = Path(out) if out else Path(f"{Path(model).stem}-trained")
+    step = Finetune(gradient=gradient, noise=noise, augment=augment, labels=labels, patience=patience, device=device)
+    step = step if lr is None else replace(step, lr=lr)
+    step = step if batch is None else replace(step, batch=batch)
     settings = FinetuneSettings(
         task, target, max_drop, min_sqnr, recipe, "normal", seed, threads, size,
         refit_threshold=not keep_threshold,
         train_minutes=minutes,
-        step=Finetune(batch=batch, lr=lr, gradient=gradient, noise=noise, augment=augment, labels=labels,
-                      patience=patience, device=device),
+        step=step,
         steps=steps,
         weight_bits=weight_bits,
     )  # fmt: skip

@@ -40,6 +40,8 @@ def trained(search: Search, base: Trial) -> Trial | None:
     """
     if not search.train_minutes or base.recipe.training is not None:
         return None
+    if not search.limits.fits(len(base.deployed)):  # it gets fewer bits first
+        return None
     if not available():
         try:
             need_torch("training, which would win back accuracy,")
