@@ -189,3 +189,9 @@ def test_the_task_enters_the_calibration():
     bright = model.with_task(Task(Preprocess((16, 16), "stretch", scale=1.0), model.task.decode))
     dim = Quantize("ort")(model, pictures()).encodings["x"].scale
     assert Quantize("ort")(bright, pictures()).encodings["x"].scale == pytest.approx(255 * dim, rel=1e-3)
+
+
+def test_numbers_as_people_write_them(tmp_path: Path):
+    """YAML 1.1 reads 1e-4 as a word."""
+    (tmp_path / "r.yaml").write_text("version: 1\nsteps:\n- finetune: {lr: 1e-4}\n")
+    assert read_recipe(tmp_path / "r.yaml")[0].steps[0].lr == 1e-4

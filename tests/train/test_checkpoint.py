@@ -11,13 +11,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from small_training import TASK, Imitation, network, pictures  # noqa: E402
+
 from roadworthy.errors import InputError  # noqa: E402
 from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402
 from roadworthy.train.checkpoint import MAGIC, Checkpoints, read  # noqa: E402
 from roadworthy.train.feed import Feed  # noqa: E402
 from roadworthy.train.loop import train  # noqa: E402
 from roadworthy.train.schedule import Schedule  # noqa: E402
-from training import TASK, Imitation, network, pictures  # noqa: E402
 
 SHORT = Schedule(steps=4, batch=2, lr=0.01, evaluate_every=2, workers=1)
 STATE = {"step": 3, "tensor": torch.arange(4.0), "history": [{"loss": 0.5}]}

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import TASK, pictures  # noqa: E402
+from small_training import TASK, pictures  # noqa: E402
 
 from roadworthy.data.preprocess import Preprocess  # noqa: E402
 from roadworthy.data.samples import Sample, Samples  # noqa: E402

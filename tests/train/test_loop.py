@@ -13,6 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from small_training import TASK, Imitation, network, pictures, weights_of  # noqa: E402
+
 from onnx_graphs import N, build  # noqa: E402
 from roadworthy.errors import InputError, TrainingError  # noqa: E402
 from roadworthy.model.model import load  # noqa: E402
@@ -24,7 +26,6 @@ from roadworthy.train.loop import Interrupted, Trained, train  # noqa: E402
 from roadworthy.train.parallel import one_thread_each, run_all  # noqa: E402
 from roadworthy.train.schedule import LAST, Schedule  # noqa: E402
 from roadworthy.train.state import State  # noqa: E402
-from training import TASK, Imitation, network, pictures, weights_of  # noqa: E402
 
 SHORT = Schedule(steps=30, batch=4, lr=0.02, warmup=3, ema=0.9, evaluate_every=10, workers=2)
 

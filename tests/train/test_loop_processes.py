@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training import rest  # noqa: E402
+from small_training import rest  # noqa: E402
 
 from roadworthy.train.schedule import Schedule  # noqa: E402
 
@@ -24,7 +24,7 @@ SCHEDULE = Schedule(steps=24, batch=4, lr=0.02, warmup=3, ema=0.9, evaluate_ever
 def processes():
     """A process that knows PyTorch and has run nothing, and is copied for each training."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training", "roadworthy.train.loop", "torch.distributed", "torch._dynamo"])
+    context.set_forkserver_preload(["small_training", "roadworthy.train.loop", "torch.distributed", "torch._dynamo"])
     return context
 
 

@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from small_training import TASK, network, picture, pictures  # noqa: E402
+
 from roadworthy.model.model import Model  # noqa: E402
 from roadworthy.recipe import Quantize, Recipe  # noqa: E402
 from roadworthy.run.reference import ReferenceRunner  # noqa: E402
@@ -23,7 +25,6 @@ from roadworthy.train.loop import Interrupted, Trained, fingerprint, train  # no
 from roadworthy.train.objective import objective  # noqa: E402
 from roadworthy.train.parallel import run_all  # noqa: E402
 from roadworthy.train.schedule import Schedule  # noqa: E402
-from training import TASK, network, picture, pictures  # noqa: E402
 
 SCHEDULE = Schedule(steps=40, batch=4, lr=0.01, scale_lr=0.005, warmup=4, ema=0.8, evaluate_every=10, workers=2)
 HELD_OUT = [torch.from_numpy(TASK.preprocess(picture(k))[0]) for k in range(900, 916)]

@@ -7,6 +7,7 @@ A field is a word, a number, a flag, a list of layer names (`tuple[str, ...]`) o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, field, fields
 from numbers import Integral, Real
@@ -117,6 +118,9 @@ def _typed(value: Any, hint: Any, told: str) -> Any:
     if hint is int and not whole:
         raise InputError(f"{told} must be a whole number")
     if hint is float:
+        if isinstance(value, str):  # 1e-4 is a word to YAML 1.1, which wants 1.0e-4
+            with contextlib.suppress(ValueError):
+                return float(value)
         if not whole and not isinstance(value, float):
             raise InputError(f"{told} must be a number")
         return float(value)

@@ -10,6 +10,7 @@ which is the order of one process with all images, to the last bit. (An all-redu
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -100,13 +101,14 @@ class World:
 
     rank: which of `size` this is; the first one writes and draws.   local: how many run on this machine.
     As a context it joins them: gloo between CPUs, nccl between GPUs (each process takes the GPU of its local rank).
+    They stay joined until the process ends, as those of torchrun cannot part and meet again.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
         self.local = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.size))) if self.size > 1 else 1
-        self._kind, self._joined = device, False
+        self._kind = device
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("the device is 'cuda', but PyTorch finds no GPU here; use 'cpu'")
         index = int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0
@@ -121,13 +123,11 @@ class World:
             if self._kind == "cuda":
                 torch.cuda.set_device(self.device)
             dist.init_process_group("nccl" if self._kind == "cuda" else "gloo")
-            self._joined = True
+            atexit.register(_part)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._joined:
-            dist.destroy_process_group()
-            self._joined = False
+        """Nothing to part from before the process ends."""
 
     def part(self, count: int) -> range:
         """Which of `count` things in a row are this process's: a run of neighbours, so that sums can go from rank to
@@ -185,6 +185,11 @@ class World:
             dist.send(total, self.rank + 1)
         dist.broadcast(total, self.size - 1)
         return total
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _told(error: BaseException) -> RoadworthyError:

@@ -95,13 +95,14 @@ class QuantizedModule(GraphModule):
 
     def prepare(self, step: int, seed: int) -> None:
         """Work out every constant from the parameters; draw the weights quantized in `step`, if not all are."""
+        self._made, self._shared = [], {}  # what was made of the parameters is of their last state
         for name, parameter in self.named_parameters():
             if not name.startswith("scale:"):
                 g.set_constant(self._values[name], parameter.detach().cpu().numpy())
         held = self._current_encodings()
         self._stored = held
         self.current = ar.code_encodings(replace(self._model, encodings=held))
-        self.layers, self._made, self._shared = {}, [], {}
+        self.layers = {}
         for operation in self._operations:
             if operation.unit is not None and operation.form == "unit":
                 self.layers[operation.unit.name] = self._layer(operation.unit, step, seed)
