@@ -198,11 +198,11 @@ def test_words_of_the_step_are_the_rows_of_the_tables():
     from roadworthy.train.augment import AUGMENTS
     from roadworthy.train.distill import TERMS
     from roadworthy.train.objective import LABELS
-    from roadworthy.train.schedule import OPTIMIZERS
+    from roadworthy.train.schedule import OPTIMIZERS, STATISTICS
 
     assert tuple(GRADIENTS) == finetune.GRADIENTS and tuple(AUGMENTS) == finetune.AUGMENTS
     assert tuple(TERMS) == finetune.TERMS and finetune.LABELS == LABELS
-    assert set(OPTIMIZERS) == {"adamw", "sgd"}
+    assert OPTIMIZERS == finetune.OPTIMIZERS and STATISTICS == finetune.STATISTICS
 
 
 def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):

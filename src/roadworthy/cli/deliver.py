@@ -205,9 +205,9 @@ def compress(model: str, data: str, task: str | None, target: str, max_drop: flo
 @options(seed_option, threads_option, size_option, force_option, resume_option)
 def finetune(model: str, teacher: str, data: str, task: str | None, target: str, minutes: float | None,
              steps: int | None, batch: int | None, lr: float | None, gradient: str, noise: float, augment: str,
-             labels: str, patience: int, weight_bits: int | None, max_drop: float, min_sqnr: float, keep_threshold: bool,
-             recipe: str | None, device: str, out: str | None, seed: int, threads: int, size: tuple[int, int] | None,
-             force: bool, resume: bool) -> None:  # fmt: skip
+             labels: str, patience: int, weight_bits: int | None, max_drop: float, min_sqnr: float,
+             keep_threshold: bool, recipe: str | None, device: str, out: str | None, seed: int, threads: int,
+             size: tuple[int, int] | None, force: bool, resume: bool) -> None:  # fmt: skip
     """Train MODEL with ORIGINAL as its teacher; labels are not needed. Write model, report and recipe.
 
     MODEL is quantized (Q/DQ nodes, or the model.onnx that compress wrote) or float. Exit codes as of compress.

@@ -27,6 +27,8 @@ from roadworthy.steps.training import Record, Training
 GRADIENTS = ("ste", "lsq", "dsq", "fourier")
 AUGMENTS = ("none", "light", "strong")
 LABELS = ("no", "yes", "only")
+OPTIMIZERS = ("adamw", "sgd")
+STATISTICS = ("frozen", "estimated")
 TERMS = ("logits", "scores", "boxes", "distribution", "agreement", "features", "labels", "soft_labels")
 """What may be said here without PyTorch at hand; a test holds these against the tables that they are the rows of."""
 PACE_STEPS = 3
@@ -53,6 +55,7 @@ class Finetune(Checked):
     many without a better one to stop; 0: never.   ema: decay of the running average.   clip: longest gradient.
     labels: "no" learns from the original alone, "yes" from labels too, "only" from labels alone.
     terms: of the loss, names of train/distill.TERMS; empty: those that suit the task.
+    batch_norm: "estimated" lets the statistics of normalizations that are not folded follow the images.
     device: "cuda" on a GPU; precision "bf16" there, for float networks.
 
     Raises MissingExtraError without PyTorch, TrainingError where a number stops being finite, InputError for too few
@@ -77,7 +80,8 @@ class Finetune(Checked):
     ema: float = between(0.99, 0.0, 0.999999)
     clip: float = between(10.0, 0.0, 1e9)
     weight_decay: float = between(0.0, 0.0, 10.0)
-    optimizer: str = choice("adamw", ("adamw", "sgd"))
+    optimizer: str = choice("adamw", OPTIMIZERS)
+    batch_norm: str = choice("frozen", STATISTICS)
     device: str = choice("cpu", ("cpu", "cuda"))
     precision: str = choice("float32", ("float32", "bf16"))
 
@@ -160,6 +164,7 @@ class Finetune(Checked):
             bias_lr=self.bias_lr or None, weight_decay=self.weight_decay, warmup=min(20, self.steps // 5),
             clip=self.clip, ema=self.ema, optimizer=self.optimizer, evaluate_every=-(-self.steps // self.evaluations),
             patience=self.patience, seed=seed, workers=Training.workers, device=self.device, precision=self.precision,
+            batch_norm=self.batch_norm,
         )  # fmt: skip
 
     def _prepared(self, model: Model, context: Context, division: Division, task: Task) -> tuple[Any, Any, Any]:
