@@ -470,6 +470,7 @@ void bind_train(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // what Python has not freed when it exits is not the user's concern
   m.doc() = "Roadworthy's engine: runs lowered int8 and float networks on the CPU.";
 
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {

@@ -36,8 +36,6 @@ def test_the_example_runs(tmp_path: Path, monkeypatch):
     with torch.no_grad():
         found = module(torch.from_numpy(x)).numpy()
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
-    (before,) = OrtRunner(names["model"].float_bytes(), 1).run({small.input_name: x}).values()
-    assert not np.array_equal(before, wanted)
     # And the file is the same network with its rounding.
     read = load(tmp_path / "small.onnx")
     assert read.task is not None and not read.task.differences(names["task"])

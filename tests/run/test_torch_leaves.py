@@ -87,11 +87,17 @@ def test_prepare_ends_what_leaves_began() -> None:
     before = module(x)["y"]
     with torch.no_grad():
         for p in module.parameters():
-            p.mul_(1.1)
+            p.mul_(1.1).add_(0.01)
     module.prepare(1, 0)
     after = module(x)["y"]
+    assert all(g is not None for g in torch.autograd.grad(after.sum(), list(module.parameters()), retain_graph=True))
     assert not torch.equal(after, before)
-    assert all(g is not None for g in torch.autograd.grad(after.sum(), list(module.parameters())))
+    made = module.model("moved")
+    assert torch.equal(QuantizedModule(made, QatSettings("lsq"))(x)["y"], after)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.zero_()
+    assert torch.equal(QuantizedModule(made, QatSettings("lsq"))(x)["y"], after)  # a model is a value
 
 
 def test_what_no_loss_depends_on_has_no_gradient() -> None:

@@ -124,9 +124,8 @@ def add_constant(model: IrModel, name: str, array: NDArray) -> Value:
 
 
 def set_constant(value: Value, array: NDArray) -> None:
-    """Replace the array of an initializer, in a graph that was just cloned."""
-    array = np.asarray(array)
-    array = np.ascontiguousarray(array).reshape(array.shape)
+    """Replace the array of an initializer, in a graph that was just cloned, by a copy of this one."""
+    array = np.array(array, order="C")  # a parameter in training, say, goes on changing
     # `ir.tensor` looks long at what it is given; training does this for every layer at each step.
     tensor = ir.Tensor(array, name=value.name) if array.dtype.kind in "fiub" else ir.tensor(array, name=value.name)
     value.const_value = tensor

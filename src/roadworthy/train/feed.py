@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from roadworthy.data.preprocess import Geometry
 from roadworthy.data.samples import Sample, Samples
 from roadworthy.detect.detections import Truth
 from roadworthy.errors import InputError
 from roadworthy.model.task import Task
 from roadworthy.train.augment import augment_named
+from roadworthy.train.labelled import to_input
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class Feed:
             image, truth = _resized(image, truth, (size[0], size[1]))
         tensor, geometry = self.task.preprocess(image)
         label = sample.label if self.labels and truth is None else None
-        return Item(torch.from_numpy(tensor), label if truth is None else _to_input(truth, geometry), sample.name)
+        return Item(torch.from_numpy(tensor), label if truth is None else to_input(truth, geometry), sample.name)
 
     def sample(self, step: int, k: int) -> Sample:
         """Which image that is."""
@@ -116,9 +116,3 @@ def _resized(image: NDArray[np.uint8], truth: Truth | None, size_hw: tuple[int, 
         return image, None
     areas = (truth.areas * ratio[0] * ratio[1]).astype(np.float32)
     return image, Truth(truth.boxes_xyxy * ratio, truth.classes, areas, truth.ignore)
-
-
-def _to_input(truth: Truth, geometry: Geometry) -> Truth:
-    x, y = geometry.ratio_xy
-    areas = (truth.areas * (x * y)).astype(np.float32)
-    return Truth(geometry.to_input(truth.boxes_xyxy), truth.classes, areas, truth.ignore)

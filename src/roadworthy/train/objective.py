@@ -30,7 +30,7 @@ from roadworthy.train.teachers import Teacher
 
 LABELS = ("no", "yes", "only")
 DEFAULT: Mapping[str, tuple[Term, ...]] = {
-    "classify": (Agreement(), Logits(temperature=1.0)),
+    "classify": (Logits(),),
     "detect": (Agreement(), Scores()),
     "raw": (Agreement(),),
 }
