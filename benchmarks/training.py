@@ -3,11 +3,11 @@
     python benchmarks/training.py MODEL DATA [--bits 8 4] [--steps 60] [--batch 8] [--seeds 3] [--only NAMES ...]
         [--kept FILE] [--set KEY=VALUE ...]
 
-A seed draws the calibration images (--images), the held-out ones, and everything in training. Of each run: the task distance
-to the original on 32 held-out images (label-free; decisions are made by it), the drop against the labels of the test
-images, and the seconds that training took. The table gives means and standard deviations over the seeds. --kept: runs
-are added to this file as they finish, one JSON object a line, and are not repeated when the script is started again.
---only: rows by their names. Other settings of Finetune: --set lr=2e-5 scale_lr=1e-4 ...
+A seed draws the calibration images (--images), the held-out ones, and everything in training. Of each run: the task
+distance to the original on 32 held-out images (label-free; decisions are made by it), the drop against the labels of
+the test images, and the seconds that training took. The table gives means and standard deviations over the seeds.
+--kept: runs are added to this file as they finish, one JSON object a line, and are not repeated when the script is
+started again. --only: rows by their names. Other settings of Finetune: --set lr=2e-5 scale_lr=1e-4 ...
 """
 
 from __future__ import annotations
