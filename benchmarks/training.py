@@ -3,11 +3,11 @@
     python benchmarks/training.py MODEL DATA [--bits 8 4] [--steps 60] [--batch 8] [--seeds 3] [--only NAMES ...]
         [--kept FILE] [--set KEY=VALUE ...]
 
-A seed draws the 128 calibration images, the held-out ones, and everything in training. Of each run: the task distance
-to the original on 32 held-out images (label-free; decisions are made by it), the drop against the labels of the test
-images, and the seconds that training took. The table gives means and standard deviations over the seeds. --kept: runs
-are added to this file as they finish, one JSON object a line, and are not repeated when the script is started again.
---only: rows by their names. Other settings of Finetune: --set lr=2e-5 scale_lr=1e-4 ...
+A seed draws the calibration images (--images), the held-out ones, and everything in training. Of each run: the task
+distance to the original on 32 held-out images (label-free; decisions are made by it), the drop against the labels of
+the test images, and the seconds that training took. The table gives means and standard deviations over the seeds.
+--kept: runs are added to this file as they finish, one JSON object a line, and are not repeated when the script is
+started again. --only: rows by their names. Other settings of Finetune: --set lr=2e-5 scale_lr=1e-4 ...
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from roadworthy.run.targets import TARGETS
 from roadworthy.steps.context import held_out
 from roadworthy.steps.training import Training
 
-IMAGES, HELD = 128, 32
+HELD = 32
 ROWS: dict[str, dict[str, Any] | None] = {
     "no training": None,
     "STE": {"gradient": "ste"},
@@ -96,11 +96,11 @@ def main() -> None:
 def _recipe(name: str, settings: dict[str, Any] | None, bits: int, seed: int, options: argparse.Namespace) -> Recipe:
     plain = (Fold(), Quantize("native", weight_bits=bits), CorrectBias())
     if settings is None:
-        return Recipe(plain, IMAGES, seed)
+        return Recipe(plain, options.images, seed)
     more = {k: _value(v) for k, v in (pair.split("=", 1) for pair in options.set)}
     tuned = replace(Finetune(steps=options.steps, batch=options.batch, held_out=HELD), **{**more, **settings})
     in_float = name.endswith("in float")
-    return Recipe((plain[0], tuned, *plain[1:]) if in_float else (*plain, tuned), IMAGES, seed)
+    return Recipe((plain[0], tuned, *plain[1:]) if in_float else (*plain, tuned), options.images, seed)
 
 
 def _value(text: str) -> Any:
@@ -139,6 +139,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--bits", nargs="*", type=int, default=(8, 4))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--images", type=int, default=128, help="to calibrate with; leave 32 to hold out")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
