@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_graphs import N, build
+from onnx_graphs import N, build, rand
 from roadworthy.data.preprocess import Preprocess
 from roadworthy.data.samples import Sample, Samples
 from roadworthy.detect.spec import DecodeSpec
 from roadworthy.errors import InputError, MissingExtraError
 from roadworthy.jobs.search import Search
+from roadworthy.model.encoding import Encoding
 from roadworthy.model.model import Model, load
 from roadworthy.model.qdq import to_qdq
 from roadworthy.model.task import Task
@@ -227,3 +228,18 @@ def test_settings_that_mean_nothing_are_refused():
     for wrong in ({"gradient": "luck"}, {"steps": 0}, {"noise": 0.0}, {"labels": "some"}, {"terms": ("hope",)}):
         with pytest.raises(InputError, match=r"`Finetune\."):
             Finetune(**wrong)
+
+
+def test_fewer_bits_learn_faster():
+    from roadworthy.steps.finetune import learning_rate
+
+    nodes, weights = [N("Conv", ["x", "w"], ["y"])], {"w": rand(4, 3, 1, 1)}
+    model = load(build(nodes, weights, (1, 3, 5, 5), outputs=["y"]))
+
+    def rate(bits: int) -> float:
+        zero = np.zeros(4, np.int64)
+        return learning_rate(
+            model.with_encodings({"w": Encoding(np.full(4, 0.1, np.float32), zero, bits, True, 0)}, "q")
+        )
+
+    assert learning_rate(model) > rate(4) > rate(6) > rate(8) == 1e-5

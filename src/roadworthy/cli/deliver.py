@@ -158,7 +158,12 @@ def compress(model: str, data: str, task: str | None, target: str, max_drop: flo
 @click.option("--minutes", type=float, metavar="M", help="About how long to train. Default: 20.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="How long to train, in optimizer steps, instead.")
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Images of a step.")
-@click.option("--lr", type=click.FloatRange(0), metavar="R", help="Highest learning rate of weights, a share of them.")
+@click.option(
+    "--lr",
+    type=click.FloatRange(0),
+    metavar="R",
+    help="Highest learning rate of weights, a share of them. Default: by their bits.",
+)
 @click.option(
     "--gradient",
     type=click.Choice(("ste", "lsq", "dsq", "fourier")),

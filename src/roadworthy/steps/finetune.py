@@ -18,6 +18,7 @@ from roadworthy.data.samples import Samples, prefetch
 from roadworthy.errors import InputError
 from roadworthy.model.model import Model
 from roadworthy.model.task import Task
+from roadworthy.model.units import units
 from roadworthy.run.targets import TARGETS
 from roadworthy.run.torch import need_torch
 from roadworthy.steps.context import Context, Division, divide
@@ -33,6 +34,7 @@ TERMS = ("logits", "scores", "boxes", "distribution", "agreement", "features", "
 """What may be said here without PyTorch at hand; a test holds these against the tables that they are the rows of."""
 PACE_STEPS = 3
 """Steps that are made to learn how long one takes; the first does not count."""
+FLOAT_RATE, EIGHT_BIT_RATE = 1e-4, 1e-5
 FORWARD = 0.4
 """Seconds that looking at an image takes, in those that training on it takes."""
 
@@ -48,8 +50,9 @@ class Finetune(Checked):
     with: `held_out` of them are left for those who compare candidates, `watched` decide which state is delivered (the
     one it began with among them), the rest is trained on.
 
-    steps, batch: optimizer steps, and images in each.   lr: the highest learning rate of weights, scale_lr of
-    quantization scales, bias_lr of biases (0: as lr).   gradient: what stands for the derivative of rounding.
+    steps, batch: optimizer steps, and images in each.   lr: the highest learning rate of weights (0: by their bits, see
+    `learning_rate`), scale_lr of quantization scales, bias_lr of biases (0: as lr).   gradient: what stands for the
+    derivative of rounding.
     noise: share of each weight that is quantized in a step (Quant-Noise).   augment: how images are changed.
     images: most to train on; 0: all.   evaluations: how often the watched images are looked at; patience: after how
     many without a better one to stop; 0: never.   ema: decay of the running average.   clip: longest gradient.
@@ -64,7 +67,7 @@ class Finetune(Checked):
 
     steps: int = between(400, 1, 10_000_000)
     batch: int = between(8, 1, 4096)
-    lr: float = between(1e-4, 0.0, 10.0)
+    lr: float = between(0.0, 0.0, 10.0)
     scale_lr: float = between(0.0, 0.0, 10.0)
     bias_lr: float = between(0.0, 0.0, 10.0)
     gradient: str = choice("lsq", GRADIENTS)
@@ -101,6 +104,8 @@ class Finetune(Checked):
     def within(self, model: Model, context: Context) -> Model:
         """The trained model; `Training` says where it is kept meanwhile and what is told of it."""
         need_torch(self.what)
+        if not self.lr:
+            return replace(self, lr=learning_rate(model)).within(model, context)
         task = task_of(model if model.task is not None else context.original, self.what)
         division = self.division(context)
         name = self._name(model, context, division, task)
@@ -137,7 +142,7 @@ class Finetune(Checked):
 
     def pace(self, model: Model, context: Context) -> float:
         """Seconds that one image takes in training, measured on a few steps."""
-        few = replace(self, steps=PACE_STEPS, evaluations=1)
+        few = replace(self, steps=PACE_STEPS, evaluations=1, lr=self.lr or learning_rate(model))
         division, task = few.division(context), task_of(context.original, few.what)
         from roadworthy.train.loop import train
 
@@ -218,6 +223,20 @@ class Finetune(Checked):
             *(_names(s) for s in (division.trained, division.watched)),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def learning_rate(model: Model) -> float:
+    """The highest learning rate where none is given, a share of each tensor (train/schedule.py).
+
+    At 8 bits most of what is left is the rounding of activations, which looks random from image to image: larger steps
+    follow it, and end up worse than they began. Fewer bits leave more to learn, and farther to go: half as much
+    again for each bit less. In float nothing is rounded away.
+    """
+    bits = [
+        e.index_bits for u in units(model.ir)
+        if (e := model.encodings.get(str(u.weight.name))) is not None and not e.storage
+    ]  # fmt: skip
+    return FLOAT_RATE if not bits else EIGHT_BIT_RATE * 1.5 ** max(8 - min(bits), 0)
 
 
 def _names(samples: Samples) -> str:
