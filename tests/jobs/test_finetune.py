@@ -32,6 +32,7 @@ from roadworthy.model.qdq import to_qdq
 from roadworthy.recipe import CorrectBias, Finetune, Fold, Quantize, Recipe, StoreWeights
 from roadworthy.run import torch as bridge
 from roadworthy.run.targets import TARGETS
+from roadworthy.steps.context import Context
 from roadworthy.steps.training import Training
 
 pytest.importorskip("torch")
@@ -97,6 +98,50 @@ def test_a_quantized_model_from_file_to_report_and_back_by_its_recipe(here: Path
         squeezed("other", recipe="out/recipe.yaml")
     again = train("other", model="model.onnx", steps=None, step=Finetune(), recipe="out/recipe.yaml").report
     assert any("another student sha256" in w for w in again["warnings"])
+
+
+def test_a_replayed_recipe_is_compared_on_the_images_that_it_holds_out(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever effort and seed it is replayed with: this search would hold out others, which the recipe trains on."""
+    recipe = Recipe((replace(STEP, steps=2, held_out=5),), images=8, seed=7)
+    Path("recipe.yaml").write_text(recipe.to_yaml())
+    probed: list[set[str]] = []
+    original = searching.Search._probes
+    monkeypatch.setattr(
+        searching.Search, "_probes",
+        lambda search, samples: probed.append({s.name for s in samples}) or original(search, samples),
+    )  # fmt: skip
+    told = train(steps=None, step=Finetune(), recipe="recipe.yaml", effort="thorough").report["training"]
+    from roadworthy.data.readers import read
+
+    every = read("images").calibration
+    division = recipe.training.division(Context(load("model.onnx"), every, recipe.choose(every), 7))
+    assert probed == [{s.name for s in division.held_out}] and told["held_out"] == 5
+    Path("recipe.yaml").write_text(replace(recipe, steps=(replace(recipe.steps[0], held_out=0),)).to_yaml())
+    report = train("none", steps=None, step=Finetune(), recipe="recipe.yaml").report
+    assert any("holds no image out" in w for w in report["warnings"])
+
+
+def test_a_threshold_is_fitted_on_images_that_were_not_trained_on_first():
+    from small import SIDE as side
+
+    from roadworthy.data.samples import Sample, Samples
+    from roadworthy.jobs.compress import fitted_to
+    from roadworthy.jobs.threshold import fit_images
+    from roadworthy.jobs.trial import Trial
+
+    every = Samples(Sample(f"{k:02d}", load=lambda: np.zeros((side, side, 3), np.uint8), key=f"{k}") for k in range(60))
+    model, plain = load(classifier()), Recipe((Fold(), Quantize("ort")), images=8)
+    step = replace(STEP, held_out=12, watched=8)
+    chosen = plain.choose(every)
+    trials = [
+        Trial("t", "t", "ort", replace(plain, steps=(*plain.steps, s)), b"", model) for s in (CorrectBias(), step)
+    ]
+    used = fitted_to(chosen, trials, model, every)
+    division = step.division(Context(model, every, chosen, 0))
+    assert {s.name for s in used} == {s.name for s in (*chosen, *division.trained)} and len(division.trained) == 40
+    first = {s.name for s in fit_images(every, used, len(every) - len(used))}
+    assert not first & {s.name for s in (*chosen, *division.trained)}
+    assert fitted_to(chosen, trials[:1], model, every).content_id == chosen.content_id
 
 
 def test_a_float_model_is_trained_in_float_or_quantized_first(here: Path):

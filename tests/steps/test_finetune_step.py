@@ -90,6 +90,18 @@ def test_no_image_serves_two_ends_and_the_search_compares_on_those_that_are_held
     assert names(held_out(every, chosen, 12, 4)) != names(search.held_out)  # another seed, other images
 
 
+def test_a_copy_under_another_name_serves_the_end_of_its_original():
+    every = images(60)
+    twins = Samples([*every, *(Sample(f"copy of {s.name}", load=s.load, key=s.key) for s in every)])
+    division = divide(Context(network(), twins, twins.take(30, 0), 0), 12, 8)
+    ends = [{s.key for s in part} for part in (division.held_out, division.watched, division.trained)]
+    assert all(ends) and not (ends[0] & ends[1] or ends[0] & ends[2] or ends[1] & ends[2])
+    assert not ends[0] & {s.key for s in twins.take(30, 0)}
+    alike = Samples(Sample(f"{k}", load=every[0].load, key="one") for k in range(60))
+    search = Search(network(), TASK, alike, None, "native", "quick", 3, 1, None, None)  # type: ignore[arg-type]
+    assert search.held_out is alike  # there is no other image
+
+
 def test_a_limit_on_images_takes_some_of_those_that_are_left():
     every = images()
     whole = divide(Context(network(), every, every[:8], 0), 5, 4)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from roadworthy.data.dataset import Dataset
@@ -28,6 +29,7 @@ from roadworthy.model.qdq import has_qdq
 from roadworthy.model.units import units
 from roadworthy.recipe import Calibration, Fold, read_recipe
 from roadworthy.run.targets import TARGETS
+from roadworthy.steps.context import Context
 from roadworthy.steps.training import Training
 
 __all__ = ["FILES", "GOLDEN_FILES", "Outcome", "Settings", "check_output", "compress", "stage_folder"]
@@ -105,9 +107,20 @@ def compress(
                 searches.append(search)
         if not chosen:
             raise refusals[-1]
-        found = Found(chosen, searches, images.images, images, replay, cannot)
+        found = Found(chosen, searches, fitted_to(images.images, chosen, model, calibration), images, replay, cannot)
         proof = job.prove(found, judge, stages)
     return job.write(found, proof, stages)
+
+
+def fitted_to(images: Samples, trials: Sequence[Trial], model: Model, calibration: Samples) -> Samples:
+    """The images that candidates were fitted to: those to calibrate with, and what any of them was trained on."""
+    names = {s.name for s in images}
+    for trial in trials:
+        step, recipe = trial.recipe.training, trial.recipe
+        if step is not None:
+            context = Context(model, calibration, recipe.choose(calibration, model), recipe.seed)
+            names |= {s.name for s in step.division(context).trained}
+    return calibration.where(lambda s: s.name in names)
 
 
 _INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear",

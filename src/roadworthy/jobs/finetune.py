@@ -226,6 +226,13 @@ def _trained(
     judge = job.judge(stages)
     search = _search(job, judge, stages)
     search.number = kept_number(stages)
+    step = recipe.training
+    assert step is not None
+    division = step.division(context)
+    if len(division.held_out):
+        search.held_out = division.held_out  # a recipe may hold out others than this search would
+    else:
+        search.warn("the recipe holds no image out, so the trained model was compared on images it was trained on")
     quantize = next((s for s in recipe.steps if isinstance(s, Quantize)), None)
     kind = "int8" if student.encodings or quantize is not None else "float"
     if quantize is not None and quantize.weight_bits != 8:
@@ -237,8 +244,6 @@ def _trained(
         search.evaluate(given)
         search.trials.append(given)
     with job.clock("training"):
-        step = recipe.training
-        assert step is not None
         if settings.steps is None and replay is None:
             step = fitted(search, given, step, context)
             recipe = replace(recipe, steps=tuple(step if isinstance(s, Finetune) else s for s in recipe.steps))
@@ -247,7 +252,6 @@ def _trained(
         search.evaluate(trial)
         search.trials.insert(0, trial)
     chosen = _better(trial, given)
-    division = step.division(context)
     made_with = {"student_sha256": student.sha256}
     return Found([chosen], [search], division.trained, replay=replay, made_with=made_with), judge
 

@@ -114,8 +114,10 @@ class Search:
         """Calibration images that no recipe of this search calibrates with or trains on; all of them where there are
         very few."""
         count = self.held_out_count
+        if not count:
+            return self.calibration
         chosen = self.recipe().choose(self.calibration, self.model)
-        return held_out(self.calibration, chosen, count, self.seed) if count else self.calibration
+        return held_out(self.calibration, chosen, count, self.seed) or self.calibration  # none is left among copies
 
     @cached_property
     def probes(self) -> list[tuple[NDArray, dict[str, NDArray]]]:

@@ -7,7 +7,8 @@ calls that one instead. No image serves two of these ends:
     watched      a training decides on them which of its states to deliver, and when to stop
     trained on   the rest, the images that ranges were taken from among them
 
-One function says which they are, for the search and for the training.
+One function says which they are, for the search and for the training. Images are told apart by what is in their files,
+not by their names: a copy under another name goes where its original goes.
 """
 
 from __future__ import annotations
@@ -59,8 +60,7 @@ def held_out(every: Samples, chosen: Samples, count: int, seed: int) -> Samples:
 
     Empty where it calibrates with all of them.
     """
-    used = {s.name for s in chosen}
-    rest = every.where(lambda s: s.name not in used)
+    rest = _without(every, chosen)
     return rest.take(count, seed) if count else rest[:0]
 
 
@@ -71,8 +71,7 @@ def divide(context: Context, held: int, watched: int, most: int = 0) -> Division
     """
     every, seed = context.every, context.seed
     out = held_out(every, context.chosen, held, seed)
-    apart = {s.name for s in out}
-    rest = every.where(lambda s: s.name not in apart)
+    rest = _without(every, out)
     count = min(watched, len(rest) // SHARE)
     if watched and count < min(watched, FEWEST):
         raise InputError(
@@ -80,8 +79,13 @@ def divide(context: Context, held: int, watched: int, most: int = 0) -> Division
             f" {FEWEST * SHARE + len(out)}"
         )
     seen = rest.take(count, seed) if count else rest[:0]
-    names = {s.name for s in seen}
-    left = rest.where(lambda s: s.name not in names)
+    left = _without(rest, seen)
     if not len(left):
         raise InputError("there are no images to train on; give a set with images to calibrate and train with")
     return Division(left.take(most, seed) if most else left, seen, out)
+
+
+def _without(samples: Samples, others: Samples) -> Samples:
+    """The samples that are none of the others, nor copies of them."""
+    known = {s.digest() for s in others}
+    return samples.where(lambda s: s.digest() not in known)
