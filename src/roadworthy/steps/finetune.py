@@ -66,7 +66,7 @@ class Finetune(Checked):
     """
 
     steps: int = between(400, 1, 10_000_000)
-    batch: int = between(8, 1, 4096)
+    batch: int = between(16, 1, 4096)
     lr: float = between(0.0, 0.0, 10.0)
     scale_lr: float = between(0.0, 0.0, 10.0)
     bias_lr: float = between(0.0, 0.0, 10.0)
@@ -80,7 +80,7 @@ class Finetune(Checked):
     held_out: int = between(32, 0, 100_000)
     evaluations: int = between(10, 1, 100_000)
     patience: int = between(0, 0, 100_000)
-    ema: float = between(0.99, 0.0, 0.999999)
+    ema: float = between(0.995, 0.0, 0.999999)
     clip: float = between(10.0, 0.0, 1e9)
     weight_decay: float = between(0.0, 0.0, 10.0)
     optimizer: str = choice("adamw", OPTIMIZERS)
