@@ -237,7 +237,8 @@ def test_a_quantized_teacher_and_missing_labels_are_refused():
 
 
 def test_settings_that_mean_nothing_are_refused():
-    for wrong in ({"gradient": "luck"}, {"steps": 0}, {"noise": 0.0}, {"labels": "some"}, {"terms": ("hope",)}):
+    for wrong in ({"gradient": "luck"}, {"steps": 0}, {"noise": 0.0}, {"labels": "some"}, {"terms": ("hope",)},
+                  {"terms": ("labels",)}, {"terms": ("logits",), "labels": "yes"}):  # fmt: skip
         with pytest.raises(InputError, match=r"`Finetune\."):
             Finetune(**wrong)
 
@@ -255,3 +256,4 @@ def test_fewer_bits_learn_faster():
         )
 
     assert learning_rate(model) > rate(4) > rate(6) > rate(8) == 1e-5
+    assert Finetune(terms=("logits", "labels"), labels="yes").terms  # both say the same

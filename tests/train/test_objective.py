@@ -355,3 +355,16 @@ def test_asset_models(name: str, taps: int, assets: Path):
         for p in module.parameters():
             p *= 1.02
     assert float(aim(module(x, aim.taps), aim.target(x), 0.0)[0].detach()) > 1e-3
+
+
+def test_what_could_not_teach_anything_is_refused():
+    """A loss that is 0 for every image trains for nothing, and says so by no other sign."""
+    with pytest.raises(InputError, match="'soft_labels' is for teachers with other outputs"):
+        aim_of(detector(), terms=(SoftLabels(),), labels="yes")
+    import onnx
+
+    graph = build([N("Conv", ["x", "w"], ["a"], name="c"), N("ArgMax", ["a"], ["y"], axis=1)], {"w": rand(4, 3, 1, 1)},
+                  (1, 3, 16, 16), outputs=["y"])  # fmt: skip
+    graph.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, [1, 1, 16, 16]))
+    with pytest.raises(InputError, match="gives whole numbers only, which have no gradient"):
+        aim_of(load(graph, task=Task(SEEN, DecodeSpec("raw"))))

@@ -95,6 +95,9 @@ class Finetune(Checked):
         for term in self.terms:
             if term not in TERMS:
                 raise InputError(f"`Finetune.terms` names {term!r}; known are {', '.join(TERMS)}")
+        if self.terms and ("labels" in self.terms) != (self.labels != "no"):
+            says = "names labels" if "labels" in self.terms else "does not name labels"
+            raise InputError(f"`Finetune.terms` {says}, but `labels` is {self.labels!r}; make both say the same")
 
     def __call__(self, model: Model, samples: Samples) -> Model:
         """Without a context the model's own float graph is the teacher, and no image is held out."""

@@ -31,11 +31,10 @@ def first_bad_layer(graph: Model, student: Trainable, x: Tensor) -> str | None:
 def _layers(graph: Model) -> list[tuple[str, str, tuple[str, ...]]]:
     """Name, output and inputs of each unit, and of each node in none; in execution order. A unit's weights are left
     out: finite or not, they are the layer itself."""
-    found, inside = [], {}
-    for unit in units(graph.ir):
-        inside.update({id(node): unit for node in unit.nodes})
+    found: list[tuple[str, str, tuple[str, ...]]] = []
+    home = {id(node): unit for unit in units(graph.ir) for node in unit.nodes}
     for node in g.nodes(graph.ir):
-        unit = inside.get(id(node))
+        unit = home.get(id(node))
         if unit is not None:
             if node is unit.nodes[-1]:
                 found.append((unit.name, str(unit.output.name), (str(unit.input.name),)))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from roadworthy.detect.detections import Detections, Truth
 from roadworthy.errors import InputError
+from roadworthy.model import graph as g
 from roadworthy.model.model import Model
 from roadworthy.model.task import Task
 from roadworthy.train.distill import NAMES, Agreement, Logits, Scores
@@ -177,6 +178,10 @@ def objective(
     for term in terms:
         if kind not in term.tasks:
             raise InputError(f"the term {NAMES[type(term)]!r} is not made for {_KINDS[kind]}; leave it out")
+        if isinstance(term, SoftLabels) and not any(unalike):
+            raise InputError("the term 'soft_labels' is for teachers with other outputs than the student; leave it out")
+    if kind == "raw" and not any(_is_real(v) for v in g.outputs(student.ir)):
+        raise InputError(f"{student.source} gives whole numbers only, which have no gradient; cut it before its ArgMax")
     pairs: dict[Features, list[Pair]] = {}
     for term in terms:
         if isinstance(term, Features):
@@ -193,6 +198,10 @@ def objective(
     found = Objective(terms, reader, made, settings.weights if teachers else (), pairs, settings.seed)
     found.check()
     return found
+
+
+def _is_real(value: g.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def kind_of(task: Task) -> str:
