@@ -241,6 +241,7 @@ def test_settings_that_mean_nothing_are_refused():
                   {"terms": ("labels",)}, {"terms": ("logits",), "labels": "yes"}):  # fmt: skip
         with pytest.raises(InputError, match=r"`Finetune\."):
             Finetune(**wrong)
+    assert Finetune(terms=("logits", "labels"), labels="yes").terms  # both say the same
 
 
 def test_fewer_bits_learn_faster():
@@ -256,4 +257,3 @@ def test_fewer_bits_learn_faster():
         )
 
     assert learning_rate(model) > rate(4) > rate(6) > rate(8) == 1e-5
-    assert Finetune(terms=("logits", "labels"), labels="yes").terms  # both say the same
