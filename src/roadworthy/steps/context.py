@@ -76,8 +76,8 @@ def divide(context: Context, held: int, watched: int, most: int = 0) -> Division
     count = min(watched, len(rest) // SHARE)
     if watched and count < min(watched, FEWEST):
         raise InputError(
-            f"{len(every)} calibration images are too few to hold any out for training; give at least"
-            f" {FEWEST * SHARE + len(out)}"
+            f"{_images(len(every))} too few to hold any out for training; give at least"
+            f" {FEWEST * SHARE + (held if len(out) else 0)}"
         )
     seen = rest.take(count, seed) if count else rest[:0]
     names = {s.name for s in seen}
@@ -85,3 +85,7 @@ def divide(context: Context, held: int, watched: int, most: int = 0) -> Division
     if not len(left):
         raise InputError("there are no images to train on; give a set with images to calibrate and train with")
     return Division(left.take(most, seed) if most else left, seen, out)
+
+
+def _images(count: int) -> str:
+    return "1 calibration image is" if count == 1 else f"{count} calibration images are"
