@@ -413,6 +413,8 @@ REFUSED: dict[str, Case] = {
     "steps and minutes": (lambda: [*command(), "--steps", 3, "--minutes", 3], "give one of them"),
     "no minutes": (lambda: [*command(), "--minutes", 0], "--minutes is 0; give minutes above 0"),
     "bits of a quantized model": (lambda: [*command(), "--weight-bits", 4], "quantized.onnx is quantized already"),
+    "batch": (lambda: [*command(), "--batch", 5000], "invalid value for '--batch': 5000 is not in the range"),
+    "learning rate": (lambda: [*command(), "--lr", "inf"], "invalid value for '--lr': inf is not in the range"),
     "gradient": (lambda: [*command(), "--gradient", "luck"], "'luck' is not one of 'ste', 'lsq'"),
     "no labels": (
         lambda: [*command(data="unlabelled"), "--labels", "only"], "no labels that a classify task can learn from"),
@@ -472,5 +474,5 @@ def test_another_job_is_not_resumed(here: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         train(ui=Stop())
     assert list(here.glob(".out.stages/training-*.rwt"))
-    with pytest.raises(InputError, match="are of a job with another model, data or settings; run again without"):
+    with pytest.raises(InputError, match="model, data or settings; run again with the same ones, or without --resume"):
         train(resume=True, steps=13)

@@ -116,6 +116,13 @@ def test_too_few_images_are_refused_with_the_number_that_would_do():
     every = images(22)
     assert len(divide(Context(network(), every, every[:4], 0), 2, 24).watched) == 4
     assert len(divide(Context(network(), images(12), images(12)[:4], 0), 0, 0).trained) == 12  # nothing watched
+    with pytest.raises(InputError, match=r"12 calibration images are .* at least 30$"):  # 4 could be held out, not 10
+        divide(Context(network(), images(12), images(12)[:8], 0), 10, 24)
+    assert len(divide(Context(network(), images(30), images(30)[:8], 0), 10, 24).watched) == 4
+    with pytest.raises(InputError, match=r"29 calibration images are .* at least 30$"):
+        divide(Context(network(), images(29), images(29)[:8], 0), 10, 24)
+    with pytest.raises(InputError, match=r"^1 calibration image is too few"):
+        divide(Context(network(), images(1), images(1), 0), 0, 24)
 
 
 # Training

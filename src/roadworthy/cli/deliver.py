@@ -157,10 +157,10 @@ def compress(model: str, data: str, task: str | None, target: str, max_drop: flo
 )
 @click.option("--minutes", type=float, metavar="M", help="About how long to train. Default: 20.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="How long to train, in optimizer steps, instead.")
-@click.option("--batch", type=click.IntRange(1), metavar="N", help="Images of a step.")
+@click.option("--batch", type=click.IntRange(1, 4096), metavar="N", help="Images of a step. Default: 8.")
 @click.option(
     "--lr",
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, 10),
     metavar="R",
     help="Highest learning rate of weights, a share of them. Default: by their bits.",
 )

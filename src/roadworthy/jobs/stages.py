@@ -44,7 +44,7 @@ class Stages:
             if old != key:
                 raise InputError(
                     f"the stages in {folder} are of a job with another model, data or settings;"
-                    " run again without --resume"
+                    " run again with the same ones, or without --resume, which begins anew"
                 )
             return
         shutil.rmtree(folder, ignore_errors=True)

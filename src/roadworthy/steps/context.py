@@ -75,8 +75,8 @@ def divide(context: Context, held: int, watched: int, most: int = 0) -> Division
     count = min(watched, len(rest) // SHARE)
     if watched and count < min(watched, FEWEST):
         raise InputError(
-            f"{len(every)} calibration images are too few to hold any out for training; give at least"
-            f" {FEWEST * SHARE + len(out)}"
+            f"{_images(len(every))} too few to hold any out for training; give at least"
+            f" {FEWEST * SHARE + (held if len(out) else 0)}"
         )
     seen = rest.take(count, seed) if count else rest[:0]
     left = _without(rest, seen)
@@ -89,3 +89,7 @@ def _without(samples: Samples, others: Samples) -> Samples:
     """The samples that are none of the others, nor copies of them."""
     known = {s.digest() for s in others}
     return samples.where(lambda s: s.digest() not in known)
+
+
+def _images(count: int) -> str:
+    return "1 calibration image is" if count == 1 else f"{count} calibration images are"
