@@ -19,7 +19,7 @@ from onnx_graphs import N, build  # noqa: E402
 from roadworthy.errors import InputError, TrainingError  # noqa: E402
 from roadworthy.model.model import load  # noqa: E402
 from roadworthy.run.torch.module import GraphModule as Student  # noqa: E402
-from roadworthy.train.checkpoint import Checkpoints  # noqa: E402
+from roadworthy.train.checkpoint import Checkpoints, read  # noqa: E402
 from roadworthy.train.feed import Feed  # noqa: E402
 from roadworthy.train.gradient import is_float  # noqa: E402
 from roadworthy.train.loop import Interrupted, Trained, train  # noqa: E402
@@ -310,6 +310,26 @@ def test_an_infinite_output_names_its_layer_and_keeps_the_checkpoint(tmp_path: P
     with pytest.raises(TrainingError, match=sentence):
         run(student=Broken(network(0)), checkpoints=kept)
     assert run(checkpoints=Checkpoints(kept.path, resume=True)).history[-1]["step"] == 30
+
+
+def test_a_state_is_kept_once_it_is_known_to_be_good(tmp_path: Path):
+    """Finite weights are not enough: the last step before the loss overflows leaves some. What is kept goes on."""
+    path = tmp_path / "c.rwt"
+
+    class Leaping(State):
+        def descend(self, used: list[bool]) -> float:
+            norm = super().descend(used)
+            if self.step == 4:
+                with torch.no_grad():
+                    self.parameters[-1].fill_(3e38)  # finite, but its square is not
+            return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("roadworthy.train.loop.State", Leaping)
+        with pytest.raises(TrainingError, match=r"stopped in step 5: .*the last good checkpoint is kept"):
+            run(checkpoints=Checkpoints(path, every_seconds=0))
+    assert read(path)["state"]["step"] == 3
+    assert weights_of(run(checkpoints=Checkpoints(path, resume=True)).model) == weights_of(run().model)
 
 
 def test_an_infinite_gradient_names_its_parameter():

@@ -54,8 +54,8 @@ def of_loss(graph: Model, student: Trainable, x: Tensor, image: str, parts: Mapp
     bad = [term for term, value in parts.items() if not math.isfinite(value)]
     which = f"the loss term {bad[0]!r}" if bad else "the loss"
     return (
-        f"{which} became NaN or infinite on {image}, though the output of every layer is finite; leave the term out, or"
-        " check what the teacher says about this image"
+        f"{which} became NaN or infinite on {image}, though the output of every layer is finite; {advice}, leave the"
+        " term out, or check what the teacher says about this image"
     )
 
 

@@ -140,7 +140,9 @@ class _Training:
                     if self.progress:
                         left = (time.monotonic() - since) / (state.step - first) * (steps - state.step)
                         self.progress(state.step, steps, {k: v for k, v in mark.items() if k != "step"}, left)
-                    if last or self._due():
+                    if last:
+                        if not self.evaluate:
+                            self._ready(training=False)  # a state that cannot be computed with replaces no good one
                         self._save()
                     self._heed()
         if self._patience_ended():
@@ -160,6 +162,8 @@ class _Training:
         parts, used = self.gradients.step()
         if not bool(torch.isfinite(state.flat).all()):
             self._refuse_parameter("the gradient of ", state.views(state.flat))
+        if state.step and self._due():
+            self._save()  # only now is it known that the state after the last step is good
         rate = self.schedule.lr * self.schedule.factor(state.step)
         self.clean = False
         norm = state.descend(used)
@@ -290,7 +294,8 @@ class _Training:
 
     def _kept(self) -> str:
         state, where = self.state, "nothing was kept"
-        if self.checkpoints and self.clean and self.world.first:
+        good = state.not_finite([p.detach() for p in state.parameters]) is None
+        if self.checkpoints and self.clean and good and self.world.first:
             self.checkpoints.save(self.facts, state.pack())
         if self.checkpoints and self.checkpoints.path.is_file():
             where = f"go on with --resume from {self.checkpoints.path}"
