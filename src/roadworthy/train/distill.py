@@ -1,7 +1,7 @@
 """The terms of distillation: what each says about how far a student is from its teachers. TERMS is the table.
 
 Every term is a frozen dataclass, called with what the student and the teachers see in one image. It is 0 where they
-say the same, and about 1 where they have nothing in common, so that a sum of terms needs no tuning:
+say the same, and divergences have no bound far from the teacher:
 
     logits         T^2 KL(teacher || student) of the softmax at temperature T                           classifiers
     scores         the same for objectness and classes of every cell, weighted by its score             detectors

@@ -4,8 +4,8 @@
     target      = aim.target(x, truth)                      what is known of an image; no gradient, may be kept
     loss, parts = aim(module(x, aim.taps), target, 0.5)     half way through the training
 
-Terms need no tuning against one another: each is 0 where student and teacher agree and about 1 where they have nothing
-in common, whatever the network, the number of its cells or the size of its features.
+Terms are relative: each is 0 where student and teacher agree, whatever the network, the number of its cells or the size
+of its features. Divergences have no bound far from the teacher, and outweigh the others there.
 """
 
 from __future__ import annotations

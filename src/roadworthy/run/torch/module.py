@@ -56,12 +56,8 @@ class GraphModule(nn.Module):
         self._dying = _last_uses(self._nodes)
         self.norms = norms(self._nodes)
 
-    def forward(self, x: Tensor, taps: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Outputs in graph order, then taps (names of any values of the graph, constants included).
-
-        x: in the shape of the model's input, of the parameters' own type.   Raises KeyError for an unknown tap,
-        InputError for another shape.
-        """
+    def check(self, x: Tensor, taps: Sequence[str]) -> None:
+        """Raises KeyError for a tap that is no value of the graph, InputError for an input of another shape."""
         if tuple(x.shape) != self.input_shape:
             raise InputError(
                 f"the input {self.input_name!r} has the shape {tuple(x.shape)}, but the model takes {self.input_shape}"
@@ -69,6 +65,14 @@ class GraphModule(nn.Module):
         for name in taps:
             if name not in self.value_names:
                 raise KeyError(name)
+
+    def forward(self, x: Tensor, taps: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Outputs in graph order, then taps (names of any values of the graph, constants included).
+
+        x: in the shape of the model's input, of the parameters' own type.   Raises KeyError for an unknown tap,
+        InputError for another shape.
+        """
+        self.check(x, taps)
         found: dict[str, Tensor] = {}
         for _ in self.walk(x, taps, found):
             pass

@@ -173,13 +173,7 @@ class QuantizedModule(GraphModule):
 
         Raises KeyError for an unknown tap, InputError for another shape.
         """
-        if tuple(x.shape) != self.input_shape:
-            raise InputError(
-                f"the input {self.input_name!r} has the shape {tuple(x.shape)}, but the model takes {self.input_shape}"
-            )
-        for name in taps:
-            if name not in self.value_names:
-                raise KeyError(name)
+        self.check(x, taps)
         state = self._compute(x, {*self.output_names, *taps})
         return {name: state.real_by_name(name) for name in (*self.output_names, *taps)}
 
